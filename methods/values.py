@@ -1,0 +1,266 @@
+"""Frozen dataclasses to and from plain data: strict, with "did you mean", and with a fingerprint."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from methods.errors import InputError
+
+T = TypeVar("T")
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """` (did you mean 'x'?)`, or the list of choices where none is near."""
+    known = sorted(choices)
+    near = difflib.get_close_matches(str(word), known, n=1)
+    if near:
+        return f" (did you mean {near[0]!r}?)"
+    return f" (known: {', '.join(known)})" if known else ""
+
+
+def fingerprint(plain: Any) -> str:
+    """First 10 hexadecimal digits of the SHA-256 of the canonical JSON of `plain`."""
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+@functools.cache
+def _hints(cls: type) -> dict[str, Any]:
+    return typing.get_type_hints(cls)
+
+
+def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def to_plain(value: Any, sparse: bool = False, declared: Any = Any) -> Any:
+    """Nested dicts, lists and scalars that `from_plain` reads back.
+
+    A value whose class is not exactly the `declared` one says its class in "type". With `sparse`,
+    fields at their default are left out, so a new field with a default changes no fingerprint.
+    """
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        cls = type(value)
+        plain: dict[str, Any] = {} if cls is declared else {"type": cls.__name__}
+        for name, field in _fields(cls).items():
+            item = getattr(value, name)
+            if not (sparse and item == _default(field)):
+                plain[name] = to_plain(item, sparse, _dataclass_in(_hints(cls)[name]))
+        return plain
+    if isinstance(value, Mapping):
+        return {str(key): to_plain(item, sparse) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [to_plain(item, sparse, declared) for item in value]
+    return value
+
+
+def _dataclass_in(hint: Any) -> Any:
+    """The one dataclass that `hint` (also `X | None`, `tuple[X, ...]`) declares, else Any."""
+    if dataclasses.is_dataclass(hint):
+        return hint
+    arguments = [item for item in get_args(hint) if item not in (type(None), Ellipsis)]
+    found = {_dataclass_in(item) for item in arguments}
+    return found.pop() if len(found) == 1 else Any
+
+
+def from_plain(cls: type[T], plain: Any, where: str = "") -> T:
+    """The value of class `cls` (or of the subclass named by "type") that `plain` describes.
+
+    Raises InputError naming the place `where.field` for an unknown field, a wrong type, a missing
+    field, or whatever the value's own `__post_init__` refuses with a ValueError.
+    """
+    if not isinstance(plain, Mapping):
+        raise InputError(f"{where or cls.__name__}: expected a table, found {_shown(plain)}")
+    plain = dict(plain)
+    cls = _named_class(cls, plain.pop("type", None), where)
+    fields, hints = _fields(cls), _hints(cls)
+    for name in plain:
+        if name not in fields:
+            raise InputError(f"{_at(where, name)}: unknown field{did_you_mean(name, fields)}")
+    known = {name: _convert(hints[name], item, _at(where, name)) for name, item in plain.items()}
+    for name, field in fields.items():
+        if name not in known and _default(field) is dataclasses.MISSING:
+            raise InputError(f"{_at(where, name)}: missing")
+    return construct(cls, known, where)
+
+
+def construct(cls: type[T], known: Mapping[str, Any], where: str) -> T:
+    """`cls(**known)`, with the ValueError of its checks told as an InputError at `where`."""
+    try:
+        return cls(**known)
+    except ValueError as error:
+        raise InputError(f"{where or cls.__name__}: {error}") from None
+
+
+def _at(where: str, name: Any) -> str:
+    return f"{where}.{name}" if where else str(name)
+
+
+def _shown(plain: Any) -> str:
+    text = repr(plain)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def subclasses(cls: type) -> dict[str, type]:
+    """Every dataclass at or below `cls`, by name."""
+    found = {cls.__name__: cls} if dataclasses.is_dataclass(cls) and _fields_or_leaf(cls) else {}
+    for child in cls.__subclasses__():
+        found |= subclasses(child)
+    return found
+
+
+def _fields_or_leaf(cls: type) -> bool:
+    return bool(dataclasses.fields(cls)) or not cls.__subclasses__()
+
+
+def _named_class(cls: type[T], name: Any, where: str) -> type[T]:
+    if name is None or name == cls.__name__:
+        if name is None and cls.__subclasses__() and not dataclasses.fields(cls):  # type: ignore[arg-type]
+            known = ", ".join(sorted(subclasses(cls)))
+            raise InputError(f"{_at(where, 'type')}: missing (known: {known})")
+        return cls
+    choices = subclasses(cls)
+    if not isinstance(name, str) or name not in choices:
+        raise InputError(
+            f"{_at(where, 'type')}: no {cls.__name__.lower()} is called {_shown(name)}"
+            f"{did_you_mean(str(name), choices)}"
+        )
+    return choices[name]
+
+
+def _convert(hint: Any, plain: Any, where: str) -> Any:
+    origin = get_origin(hint)
+    if hint is Any:
+        return plain
+    if origin in (Union, types.UnionType):
+        return _convert_union(get_args(hint), plain, where)
+    if origin is Literal:
+        return _convert_literal(get_args(hint), plain, where)
+    if origin is tuple:
+        return _convert_tuple(get_args(hint), plain, where)
+    if origin in (dict, Mapping) or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if not isinstance(plain, Mapping):
+            raise InputError(f"{where}: expected a table, found {_shown(plain)}")
+        item = get_args(hint)[1]
+        return {str(key): _convert(item, each, _at(where, key)) for key, each in plain.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(hint, type):
+        return from_plain(hint, plain, where)
+    return _convert_scalar(hint, plain, where)
+
+
+def _convert_union(choices: tuple[Any, ...], plain: Any, where: str) -> Any:
+    if plain is None and type(None) in choices:
+        return None
+    error = InputError(f"{where}: expected something else than {_shown(plain)}")
+    for choice in choices:
+        if choice is not type(None):
+            try:
+                return _convert(choice, plain, where)
+            except InputError as refused:
+                error = refused
+    raise error
+
+
+def _convert_literal(choices: tuple[Any, ...], plain: Any, where: str) -> Any:
+    for choice in choices:
+        if plain == choice and type(plain) is type(choice):
+            return choice
+    words = [str(choice) for choice in choices]
+    raise InputError(f"{where}: {_shown(plain)} is not a choice{did_you_mean(str(plain), words)}")
+
+
+def _convert_tuple(items: tuple[Any, ...], plain: Any, where: str) -> tuple[Any, ...]:
+    if not isinstance(plain, (list, tuple)):
+        raise InputError(f"{where}: expected a list, found {_shown(plain)}")
+    if len(items) == 2 and items[1] is Ellipsis:
+        return tuple(_convert(items[0], each, _at(where, i)) for i, each in enumerate(plain))
+    if len(plain) != len(items):
+        raise InputError(f"{where}: expected {len(items)} items, found {len(plain)}")
+    pairs = zip(items, plain, strict=True)
+    return tuple(_convert(hint, each, _at(where, i)) for i, (hint, each) in enumerate(pairs))
+
+
+def _convert_scalar(hint: Any, plain: Any, where: str) -> Any:
+    if hint is float and isinstance(plain, int) and not isinstance(plain, bool):
+        try:
+            return float(plain)
+        except OverflowError:
+            raise InputError(f"{where}: {_shown(plain)} is too large") from None
+    if not isinstance(plain, hint) or (isinstance(plain, bool) and hint is not bool):
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+        raise InputError(f"{where}: expected {names.get(hint, hint)}, found {_shown(plain)}")
+    if isinstance(plain, float) and plain not in (plain,):
+        raise InputError(f"{where}: not a number")
+    return plain
+
+
+def with_field(value: Any, path: str, plain: Any, where: str) -> Any:
+    """`value` with the field at the dotted `path` (list positions as numbers) read from `plain`.
+
+    A table without "type" changes just the fields it names; anything else replaces the field.
+    Raises InputError naming `where` and the path.
+    """
+    name, _, rest = path.partition(".")
+    place = _at(where, name)
+    if isinstance(value, tuple):
+        return _with_item(value, name, rest, plain, place)
+    if isinstance(value, Mapping):
+        old = value.get(name)
+        return {**value, name: with_field(old, rest, plain, place) if rest else plain}
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        raise InputError(f"{where}: has no fields, so no {name!r}")
+    if name not in _fields(type(value)):
+        known = did_you_mean(name, _fields(type(value)))
+        raise InputError(f"{place}: unknown field{known}")
+    old = getattr(value, name)
+    hint = _hints(type(value))[name]
+    new = with_field(old, rest, plain, place) if rest else _merged(hint, old, plain, place)
+    changed = {key: getattr(value, key) for key in _fields(type(value))} | {name: new}
+    return construct(type(value), changed, place)
+
+
+def _with_item(items: tuple[Any, ...], name: str, rest: str, plain: Any, where: str) -> Any:
+    if not name.isdecimal() or int(name) >= len(items):
+        raise InputError(f"{where}: expected a position from 0 to {len(items) - 1}")
+    position, old = int(name), items[int(name)]
+    declared = next((base for base in type(old).__mro__[-2::-1] if base is not object), type(old))
+    new = with_field(old, rest, plain, where) if rest else _merged(declared, old, plain, where)
+    return (*items[:position], new, *items[position + 1 :])
+
+
+def _merged(hint: Any, old: Any, plain: Any, where: str) -> Any:
+    partial = isinstance(plain, Mapping) and dataclasses.is_dataclass(old)
+    if not partial or plain.get("type") not in (None, type(old).__name__):
+        return _convert(hint, plain, where)
+    for name, item in plain.items():
+        if name != "type":
+            old = with_field(old, name, item, where)
+    return old
+
+
+def by_type(value: Any, changes: Mapping[str, Mapping[str, Any]], where: str) -> Any:
+    """`value` with every part of a class named in `changes` given the fields listed there."""
+    if isinstance(value, tuple):
+        return tuple(by_type(item, changes, where) for item in value)
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return value
+    cls = type(value)
+    known = {name: by_type(getattr(value, name), changes, where) for name in _fields(cls)}
+    value = construct(cls, known, where)
+    for name, item in changes.get(cls.__name__, {}).items():
+        value = with_field(value, name, item, _at(where, cls.__name__))
+    return value
