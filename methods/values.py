@@ -1,4 +1,4 @@
-"""Frozen dataclasses to and from plain data: strict, with "did you mean", and with a fingerprint."""
+"""Frozen dataclasses to and from plain data: strict, with "did you mean" and a fingerprint."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import difflib
 import functools
 import hashlib
 import json
+import math
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -203,8 +204,8 @@ def _convert_scalar(hint: Any, plain: Any, where: str) -> Any:
     if not isinstance(plain, hint) or (isinstance(plain, bool) and hint is not bool):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
         raise InputError(f"{where}: expected {names.get(hint, hint)}, found {_shown(plain)}")
-    if isinstance(plain, float) and plain not in (plain,):
-        raise InputError(f"{where}: not a number")
+    if isinstance(plain, float) and not math.isfinite(plain):
+        raise InputError(f"{where}: {plain} is not a finite number")
     return plain
 
 
