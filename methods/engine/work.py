@@ -1,0 +1,112 @@
+"""What a running task is given: its folder, its needs, where it runs and when it must leave."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from methods.errors import StageError
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where and how a stage runs; none of it may change a number.
+
+    rank, world, local_rank: of this process. device_batch: most images at a time on one device;
+    a rank's part of the batch is cut into micro-batches of at most that (None: not cut).
+    loader_workers: processes that load per rank, 0 for none. threads: of this process's CPU
+    operations, 0 for the library's default.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+    device: Literal["cpu", "cuda"] = "cpu"
+    loader_workers: int = 0
+    device_batch: int | None = None
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.world < 1 or not 0 <= self.rank < self.world or self.local_rank < 0:
+            raise ValueError(f"rank {self.rank} of {self.world} (local {self.local_rank})")
+        if self.device_batch is not None and self.device_batch < 1:
+            raise ValueError(f"device_batch must be at least 1, not {self.device_batch}")
+
+
+def never() -> None:
+    """Neither a reason to stop nor another owner."""
+    return None
+
+
+@dataclass
+class Work:
+    """A stage at work.
+
+    folder: the stage's folder. needs: role -> folder of the finished stage. data: root of the data.
+    stop: asked after each update; a reason to save and leave ("preempted", "interrupted") or None.
+    owned: raises StageError("stopped") when another job has taken the stage; asked before a save.
+    checkpoint_seconds: time between checkpoints.
+    report: the cost, filled by `methods.engine.loop.fit` (keys in its docstring).
+    alarms: what a person should know although the stage went on, e.g. a broken checkpoint.
+    """
+
+    folder: Path
+    needs: dict[str, Path] = field(default_factory=dict)
+    data: Path = Path("data")
+    layout: Layout = field(default_factory=Layout)
+    stop: Callable[[], str | None] = never
+    owned: Callable[[], None] = never
+    checkpoint_seconds: float = 600.0
+    report: dict[str, float | int | str] = field(default_factory=dict)
+    alarms: list[str] = field(default_factory=list)
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line: "step" (updates done), "time" (unix seconds) and metrics."""
+        return self.folder / "metrics.jsonl"
+
+    def log(self, step: int, **metrics: float) -> None:
+        """Append one line to metrics.jsonl, on rank 0. Raises StageError("disk")."""
+        if self.layout.rank == 0:
+            line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
+            try:
+                with self.metrics.open("a", encoding="utf-8") as file:
+                    file.write(line + "\n")
+            except OSError as error:
+                raise StageError("disk", f"{self.metrics}: {error.strerror}") from error
+
+    def alarm(self, text: str) -> None:
+        """Remember `text` for the outcome and print it to the log, on rank 0."""
+        if self.layout.rank == 0:
+            self.alarms.append(text)
+            print(f"warning: {text}", flush=True)
+
+    def rewind(self, step: int) -> int:
+        """Drop the metrics after update `step` and a torn last line, on rank 0.
+
+        Returns how many updates past `step` had been logged: those that are done a second time.
+        """
+        if self.layout.rank != 0 or not self.metrics.exists():
+            return 0
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        entries = [(line, entry) for line in lines if (entry := _entry(line)) is not None]
+        last = max((entry["step"] for _, entry in entries), default=0)
+        kept = "".join(f"{line}\n" for line, entry in entries if entry["step"] <= step)
+        aside = self.metrics.with_name(".metrics.jsonl.new")
+        aside.write_text(kept, encoding="utf-8")
+        os.replace(aside, self.metrics)
+        return max(0, last - step)
+
+
+def _entry(line: str) -> dict[str, Any] | None:
+    """The metrics of one line; None where it was torn by a kill in the midst of writing."""
+    try:
+        entry = json.loads(line)
+    except ValueError:
+        return None
+    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
