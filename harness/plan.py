@@ -1,0 +1,236 @@
+"""The plan: a study and a scale turned into rows of stages, equal stages once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+import methods
+from harness.stage import EVALUATIONS, Stage, task_class
+from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow
+from methods.errors import InputError
+from methods.values import by_type, did_you_mean, with_field
+
+SET_KINDS = ("pretrain", "teacher", "tokenizer", *EVALUATIONS)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of the tables: a method (or reference), its variant and seed, and its stages."""
+
+    method: str
+    variant: str
+    seed: int
+    changed: Mapping[str, Any]
+    stages: Mapping[str, Stage]
+    value: Any = None  # the Method as it runs; None for a reference row
+
+    @property
+    def label(self) -> str:
+        """`milan-s0`, or `milan-pixels-s0` with a variant."""
+        words = [self.method, *self.variant.split(), f"s{self.seed}"]
+        return "-".join("".join(c for c in word if c.isalnum() or c in "._+") for word in words)
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder's value."""
+        if self.value is not None:
+            return self.value.encoder
+        return next(iter(self.stages.values())).task.encoder
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Rows, and every stage once, parents before children."""
+
+    study: Study
+    scale: Scale
+    rows: tuple[Row, ...]
+    stages: Mapping[str, Stage] = field(default_factory=dict)
+
+    def owner(self, stage: Stage) -> Row:
+        """The row that first needs the stage."""
+        for row in self.rows:
+            for mine in row.stages.values():
+                if any(each.key == stage.key for each in mine.lineage()):
+                    return row
+        raise KeyError(stage.key)
+
+    def records(self) -> dict[str, Any]:
+        """The content of runs/studies/<name>.json."""
+        return {
+            "format": 1,
+            "study": {
+                "name": self.study.name,
+                "title": self.study.title,
+                "scale": self.scale.name,
+                "note": self.scale.note,
+                "evals": list(self.study.evals),
+                "seeds": list(self.study.seeds),
+            },
+            "rows": [_row_record(row) for row in self.rows],
+            "stages": {
+                key: {
+                    "kind": stage.kind,
+                    "label": stage.label,
+                    "needs": {role: needed.key for role, needed in stage.needs.items()},
+                }
+                for key, stage in self.stages.items()
+            },
+        }
+
+
+def _row_record(row: Row) -> dict[str, Any]:
+    return {
+        "method": row.method,
+        "variant": row.variant,
+        "seed": row.seed,
+        "label": row.label,
+        "changed": dict(row.changed),
+        "encoder": row.encoder.describe(),
+        "decoder": row.value.decoder.describe() if row.value else "",
+        "target": row.value.describe_target() if row.value else "",
+        "epochs": row.value.optimisation.epochs if row.value else 0,
+        "stages": {kind: stage.key for kind, stage in row.stages.items()},
+    }
+
+
+def make_plan(study: Study, scale: Scale, changes: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of `study` at `scale`, with `changes` (dotted field to value) made to every row.
+
+    Raises InputError naming the study's row, the scale's table or the --set that does not fit.
+    """
+    builder = _Builder(study, scale, changes or {})
+    rows = [builder.row(row, seed) for row in study.all_rows() for seed in study.seeds]
+    rows += [builder.reference(name, seed) for name in study.references for seed in study.seeds]
+    rows = [row for row in rows if row.stages]
+    stages: dict[str, Stage] = {}
+    for row in rows:
+        for stage in row.stages.values():
+            for each in stage.lineage():
+                stages.setdefault(each.key, each)
+    return Plan(study, scale, tuple(rows), stages)
+
+
+class _Builder:
+    """Makes rows; remembers the frozen networks' stages, which rows share."""
+
+    def __init__(self, study: Study, scale: Scale, changes: Mapping[str, Any]) -> None:
+        self.study, self.scale, self.changes = study, scale, changes
+        self.frozen: dict[str, Stage] = {}
+
+    def row(self, row: StudyRow, seed: int) -> Row:
+        changed = {**self.study.set, **row.set, **self.changes}
+        where = f"study {self.study.name}, row {row.method}"
+        pretraining = self.pretraining(row.method, seed, changed, where)
+        method = pretraining.method
+        needs = {role: self.frozen_stage(role, changed, where) for role in method.needs}
+        label = Row(row.method, row.variant, seed, row.set, {}).label
+        pretrain = Stage("pretrain", label, pretraining, needs)
+        stages = {"pretrain": pretrain}
+        for kind in self.study.evals:
+            task = self.evaluation(kind, method.encoder, seed, changed, where, method.evaluations)
+            stages[kind] = Stage(kind, label, task, {"encoder": pretrain})
+        return Row(row.method, row.variant, seed, row.set, stages, method)
+
+    def reference(self, name: str, seed: int) -> Row:
+        changed = {**self.study.set, **self.changes}
+        where = f"study {self.study.name}, reference {name}"
+        label = f"{name}-s{seed}"
+        stages = {}
+        for kind in self.study.evals:
+            if kind in REFERENCE_EVALS[name]:
+                task = self.evaluation(kind, self.scale.reference, seed, changed, where, {})
+                stages[kind] = Stage(kind, label, task)
+        return Row(name, "", seed, {}, stages)
+
+    def pretraining(self, name: str, seed: int, changed: Mapping[str, Any], where: str) -> Any:
+        """The method's recipe with the row's parts, then the scale over it, then the row's fields.
+
+        The row's changes are made twice: a part that it swaps in has to be scaled like the others,
+        and a field that it names wins over the scale.
+        """
+        own = changes_for("pretrain", changed)
+        task = task_class("pretrain")(method=methods.get(name), data=self.scale.data, seed=seed)
+        task = self.scaled("pretrain", _with_all(task, own, where))
+        return _with_all(task, own, where)
+
+    def evaluation(
+        self,
+        kind: str,
+        encoder: Any,
+        seed: int,
+        changed: Mapping[str, Any],
+        where: str,
+        published: Mapping[str, Mapping[str, Any]],
+    ) -> Any:
+        cls = task_class(kind)
+        data = self.scale.segmentation_data if kind == "segmentation" else self.scale.data
+        task = cls(encoder=encoder, data=data, seed=seed)
+        task = _with_all(task, published.get(kind, {}), f"{where}, published {kind} protocol")
+        return _with_all(self.scaled(kind, task), changes_for(kind, changed), where)
+
+    def scaled(self, kind: str, task: Any) -> Any:
+        where = f"scale {self.scale.name}"
+        task = by_type(task, self.scale.parts, f"{where}, parts")
+        task = _with_all(task, self.scale.tasks.get(kind, {}), f"{where}, tasks.{kind}")
+        return _with_threads(task, self.scale.threads)
+
+    def frozen_stage(self, role: str, changed: Mapping[str, Any], where: str) -> Stage:
+        """The teacher or tokenizer that the scale has under the name `role`, with what it needs."""
+        if role in self.frozen:
+            return self.frozen[role]
+        kind = "tokenizer" if role in self.scale.tokenizers else "teacher"
+        known: dict[str, Any] = {**self.scale.teachers, **self.scale.tokenizers}
+        if role not in known:
+            hint = did_you_mean(role, known)
+            raise InputError(f"{where}: scale {self.scale.name} has no teacher {role!r}{hint}")
+        task = _with_threads(known[role], self.scale.threads)
+        task = _with_all(task, changes_for(kind, changed), where)
+        needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
+        return self.frozen.setdefault(role, Stage(kind, role, task, needs))
+
+
+def _with_threads(task: Any, threads: int) -> Any:
+    has = any(each.name == "threads" for each in fields(task))
+    return replace(task, threads=threads) if threads and has else task
+
+
+def _with_all(task: Any, changes: Mapping[str, Any], where: str) -> Any:
+    for path, plain in changes.items():
+        task = with_field(task, path, plain, where)
+    return task
+
+
+def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The changes that concern tasks of `kind`.
+
+    `finetune.optimisation.epochs` is a field of that stage kind's task; a path that starts with no
+    kind is a field of the method, and so of pretraining.
+    """
+    found = {}
+    for path, plain in changes.items():
+        first, _, rest = path.partition(".")
+        if first in SET_KINDS and rest:
+            if first == kind:
+                found[rest] = plain
+        elif kind == "pretrain":
+            found[f"method.{path}"] = plain
+    return found
+
+
+def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+    """`path=value` of --set, the value read as TOML where it is TOML and as a string elsewhere."""
+    import tomllib
+
+    changes = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not path or any(not part for part in path.split(".")):
+            raise InputError(f"--set {word}: expected path=value, as in decoder.depth=2")
+        try:
+            changes[path] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            changes[path] = text
+    return changes

@@ -1,0 +1,149 @@
+"""A study names methods, changes, evaluations and seeds; a scale is data laid over them."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import methods
+from harness.stage import EVALUATIONS
+from methods.data.sets import ImageData, SegmentationData
+from methods.errors import InputError
+from methods.parts.encoder import Encoder
+from methods.teachers import Teacher, Tokenizer
+from methods.values import did_you_mean, from_plain
+
+STUDIES = Path(__file__).parent / "studies"
+SCALES = Path(__file__).parent / "scales"
+
+Evaluation = Literal["linear", "finetune", "segmentation", "knn"]
+Reference = Literal["random", "scratch"]
+# What a reference row is measured by: an untrained encoder says nothing once it has been trained.
+REFERENCE_EVALS: dict[str, tuple[str, ...]] = {
+    "random": ("linear", "knn"),
+    "scratch": ("finetune", "segmentation"),
+}
+
+
+@dataclass(frozen=True)
+class StudyRow:
+    """One row: a method, the name of its variant, and the fields that differ (`set`)."""
+
+    method: str
+    variant: str = ""
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if any(not (char.isalnum() or char in " .,+-_()=/") for char in self.variant):
+            raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) = /")
+
+
+@dataclass(frozen=True)
+class Study:
+    """What to compare. `methods` are rows without changes, put before `rows`."""
+
+    name: str
+    title: str = ""
+    scale: str = "mini"
+    methods: tuple[str, ...] = ()
+    rows: tuple[StudyRow, ...] = ()
+    references: tuple[Reference, ...] = ()
+    evals: tuple[Evaluation, ...] = ("linear", "finetune", "segmentation")
+    seeds: tuple[int, ...] = (0,)
+    set: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("evals", "seeds"):
+            values = getattr(self, name)
+            if not values or len(set(values)) != len(values):
+                raise ValueError(f"{name} must list at least one, and each once")
+        if not (self.methods or self.rows or self.references):
+            raise ValueError("methods or rows must name at least one method")
+        if any(not 0 <= seed < 2**31 for seed in self.seeds):
+            raise ValueError("seeds must be from 0 to 2147483647")
+        labels = [(row.method, row.variant) for row in self.all_rows()]
+        for method, variant in labels:
+            if labels.count((method, variant)) > 1:
+                raise ValueError(f"rows has {method} {variant!r} twice; give it a variant")
+
+    def all_rows(self) -> tuple[StudyRow, ...]:
+        """The rows without changes first, then the others."""
+        return (*(StudyRow(name) for name in self.methods), *self.rows)
+
+    def only(self, names: tuple[str, ...]) -> Study:
+        """With the rows of these methods; one that no row has becomes a row without changes."""
+        rows = tuple(row for row in self.rows if row.method in names)
+        plain = tuple(
+            name
+            for name in names
+            if name in self.methods or all(row.method != name for row in rows)
+        )
+        return replace(self, methods=plain, rows=rows)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large a study is: data sets, frozen networks, and fields laid over parts and tasks.
+
+    `parts` maps a part's class to fields, e.g. {"ViT": {"width": 128}}; `tasks` maps a stage kind
+    to dotted fields of its task. A method's own definition is never changed by it.
+    """
+
+    name: str
+    note: str
+    data: ImageData
+    segmentation_data: SegmentationData
+    reference: Encoder
+    teachers: Mapping[str, Teacher]
+    tokenizers: Mapping[str, Tokenizer] = field(default_factory=dict)
+    parts: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.threads < 0:
+            raise ValueError("threads must be 0 (torch decides) or more")
+        for kind in self.tasks:
+            if kind != "pretrain" and kind not in EVALUATIONS:
+                raise ValueError(f"tasks.{kind}: unknown{did_you_mean(kind, EVALUATIONS)}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The table in `path`; raises InputError naming the file, and the line where it is not TOML."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+
+
+def find_file(name: str, folder: Path, what: str) -> Path:
+    """`name` as a path where it is one, else `folder/name.toml`; or InputError with the names."""
+    if name.endswith(".toml") or "/" in name:
+        return Path(name)
+    path = folder / f"{name}.toml"
+    if not path.is_file():
+        known = [each.stem for each in folder.glob("*.toml")]
+        raise InputError(f"no {what} is called {name!r}{did_you_mean(name, known)}")
+    return path
+
+
+def load_study(name: str) -> Study:
+    """The study `name` (of harness/studies, or a path to a TOML file)."""
+    path = find_file(name, STUDIES, "study")
+    study = from_plain(Study, {"name": path.stem, **read_toml(path)}, str(path))
+    for row in study.all_rows():
+        methods.get(row.method)
+    return study
+
+
+def load_scale(name: str) -> Scale:
+    """The scale `name` (of harness/scales, or a path to a TOML file)."""
+    path = find_file(name, SCALES, "scale")
+    return from_plain(Scale, {"name": path.stem, **read_toml(path)}, str(path))
