@@ -176,7 +176,7 @@ class ImageNet(ImageData):
         return root / "imagenet" / ("val" if split == "validation" else "train")
 
     def prepare(self, root: Path) -> None:
-        """Check both folders and their counts; InputError says what to fetch and where to put it."""
+        """Check both folders and their counts; InputError says what to fetch and where."""
         from methods.data.imagefolder import check_imagenet
 
         for split in ("train", "validation"):
