@@ -1,0 +1,16 @@
+"""Frozen networks that give targets (CLIP, tokenizers) and the stages that make them."""
+
+from methods.teachers.clip import ClipTraining, ReleasedClip
+from methods.teachers.folder import Teacher, Tokenizer, load_teacher, load_tokenizer
+from methods.teachers.vqkd import ReleasedVqkd, VqkdTraining
+
+__all__ = [
+    "ClipTraining",
+    "ReleasedClip",
+    "ReleasedVqkd",
+    "Teacher",
+    "Tokenizer",
+    "VqkdTraining",
+    "load_teacher",
+    "load_tokenizer",
+]

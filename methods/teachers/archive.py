@@ -1,0 +1,186 @@
+"""Reads the tensors of other people's weight files without executing anything in them."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from methods.errors import StageError
+
+_DTYPES = {
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "BoolStorage": torch.bool,
+    "ByteStorage": torch.uint8,
+}
+
+
+def find_weights(root: Path, name: str, fetch: str, digest: str = "") -> Path:
+    """The file `root`/`name`; `fetch` says to a person what to fetch.
+
+    Raises StageError("weights") when it is missing or its SHA-256 does not begin with `digest`.
+    """
+    path = root / name
+    if not path.is_file():
+        raise StageError("weights", f"{path} is missing: fetch {fetch} and place it there")
+    if digest:
+        found = hashlib.sha256()
+        with path.open("rb") as file:
+            while block := file.read(1 << 24):
+                found.update(block)
+        if not found.hexdigest().startswith(digest.lower()):
+            raise StageError(
+                "weights",
+                f"{path}: SHA-256 begins with {found.hexdigest()[:8]}, expected {digest}; "
+                f"fetch {fetch} again, or set sha256 = '' to take the file as it is",
+            )
+    return path
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Every tensor in a safetensors file, a TorchScript archive or a torch.save state dict.
+
+    torch.jit.load would run the archive's own `__setstate__` code, so its pickle is read here by
+    an unpickler that knows tensors and inert records only; state dicts go through `weights_only`.
+    Nested "state_dict", "model" and "module" tables are opened. StageError("weights") otherwise.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        if is_torchscript(path):
+            return _read_torchscript(path)
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, TypeError,
+            IndexError, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+        line = str(error).strip().splitlines()[:1]
+        raise StageError(
+            "weights", f"{path}: cannot be read safely ({''.join(line)}); nothing was executed"
+        ) from None
+    return _state_of(loaded, path)
+
+
+def _state_of(loaded: Any, path: Path) -> dict[str, Tensor]:
+    for name in ("state_dict", "model", "module"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
+            loaded = loaded[name]
+    state = loaded if isinstance(loaded, dict) else {}
+    tensors = {str(name): item for name, item in state.items() if isinstance(item, Tensor)}
+    if not tensors:
+        raise StageError("weights", f"{path}: holds no tensors")
+    return tensors
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether the file is what torch.jit.save writes: a zip with a constants.pkl."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+class _Record:
+    """Stands for an object of any class in the archive: keeps its fields, runs nothing."""
+
+    def __init__(self, *_: Any) -> None:
+        self.fields: dict[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        self.fields = dict(state) if isinstance(state, dict) else {}
+
+
+def _rebuild(
+    storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> Tensor:
+    last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
+    if min((offset, *size, *stride)) < 0 or (all(size) and last >= storage.numel()):
+        raise pickle.UnpicklingError("a tensor reaches outside its storage")
+    return storage.as_strided(size, stride, offset).clone()
+
+
+def _first(items: Any, *_: Any) -> Any:
+    return items
+
+
+class TensorUnpickler(pickle.Unpickler):
+    """Unpickles tensors whose bytes `read(key)` returns; every other class becomes inert.
+
+    Only classes of the archive's own namespace (`inert` prefixes) become records; any other
+    global raises UnpicklingError, so a pickle that calls os.system is refused before it runs.
+    """
+
+    def __init__(self, file: BinaryIO, read: Any, inert: tuple[str, ...]) -> None:
+        super().__init__(file)
+        self._read, self._inert = read, inert
+        self._storages: dict[str, Tensor] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        if module == "torch._utils" and name in ("_rebuild_tensor_v2", "_rebuild_tensor"):
+            return _rebuild
+        if module == "torch._utils" and name == "_rebuild_parameter":
+            return _first
+        if module == "torch" and name in _DTYPES:
+            return _DTYPES[name]
+        if (module, name) == ("collections", "OrderedDict"):
+            return OrderedDict
+        if module == "torch.jit._pickle" and name in ("build_intlist", "build_tensorlist",
+                                                      "build_doublelist", "build_boollist",
+                                                      "restore_type_tag"):
+            return _first
+        if module.split(".")[0] in self._inert:
+            return _Record
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which is not a tensor")
+
+    def persistent_load(self, pid: Any) -> Tensor:
+        kind, dtype, key, _, count = pid[:5]
+        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
+            raise pickle.UnpicklingError("an unknown kind of storage")
+        if key not in self._storages:
+            self._storages[key] = self._load(key, dtype, int(count))
+        return self._storages[key]
+
+    def _load(self, key: str, dtype: torch.dtype, count: int) -> Tensor:
+        content = bytearray(self._read(key))
+        if not content:
+            return torch.empty(0, dtype=dtype)
+        if len(content) < count * dtype.itemsize:
+            raise pickle.UnpicklingError(f"storage {key} is cut short")
+        return torch.frombuffer(content, dtype=dtype, count=count)
+
+
+def read_pickle(path: Path, inert: tuple[str, ...]) -> Any:
+    """The object in a zip archive of torch.save or torch.jit.save, with records for classes."""
+    with zipfile.ZipFile(path) as archive:
+        data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        root = data.removesuffix("data.pkl")
+        with archive.open(data) as file:
+            return TensorUnpickler(file, lambda key: archive.read(f"{root}data/{key}"), inert).load()
+
+
+def _read_torchscript(path: Path) -> dict[str, Tensor]:
+    root = read_pickle(path, inert=("__torch__",))
+    tensors: dict[str, Tensor] = {}
+    _collect(root, "", tensors)
+    if not tensors:
+        raise StageError("weights", f"{path}: holds no tensors")
+    return tensors
+
+
+def _collect(record: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+    for name, item in getattr(record, "fields", {}).items():
+        if isinstance(item, Tensor):
+            tensors[prefix + name] = item
+        elif isinstance(item, _Record):
+            _collect(item, f"{prefix}{name}.", tensors)

@@ -1,0 +1,154 @@
+"""CLIP's image tower, frozen: one pass gives its tokens and what its class token looked at."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from methods.errors import StageError
+from methods.teachers.folder import Precision, read_card
+
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Statistics = Literal["clip", "imagenet"]
+
+
+class TeacherOutput:
+    """What a teacher says about B images of N patches; token 0 is the class token; all float32.
+
+    raw (B, 1+N, W): the last block's output; normalised: after `ln_post`; projected (B, 1+N, P):
+    that times `proj`, the space CLIP compares with text. attention (B, N): the last block's
+    attention of the class token to each patch, mean over heads; sums to 1 minus its attention to
+    itself. `normalised` and `projected` are computed when first asked for.
+    """
+
+    def __init__(self, raw: Tensor, attention: Tensor, visual: nn.Module) -> None:
+        self.raw, self.attention, self._visual = raw, attention, visual
+
+    @cached_property
+    def normalised(self) -> Tensor:
+        with torch.no_grad(), _no_autocast(self.raw):
+            return self._visual.ln_post(self.raw)
+
+    @cached_property
+    def projected(self) -> Tensor:
+        with torch.no_grad(), _no_autocast(self.raw):
+            return self.normalised @ self._visual.proj
+
+
+class FrozenClip(nn.Module):
+    """open_clip's image tower with read access to its tokens; never trained."""
+
+    def __init__(self, visual: nn.Module, card: dict[str, Any], precision: Precision) -> None:
+        super().__init__()
+        self.visual = visual.eval().requires_grad_(False)
+        self.card, self.precision = card, precision
+        rows, columns = visual.grid_size
+        self.grid: tuple[int, int] = (rows, columns)
+        width, projected = visual.proj.shape
+        self.widths = {"raw": width, "normalised": width, "projected": projected}
+        self._add_statistics("clip", card["mean"], card["std"])
+        self._add_statistics("imagenet", IMAGENET_MEAN, IMAGENET_STD)
+
+    def _add_statistics(self, name: str, mean: Any, std: Any) -> None:
+        for part, values in (("mean", mean), ("std", std)):
+            tensor = torch.tensor(tuple(values), dtype=torch.float32).view(1, 3, 1, 1)
+            self.register_buffer(f"{name}_{part}", tensor, persistent=False)
+
+    @classmethod
+    def load(cls, folder: Path, precision: Precision = "inherit") -> FrozenClip:
+        """The image tower in `folder`, loaded strictly; StageError("needs") when it is broken."""
+        card = read_card(folder / "clip.json")
+        weights = folder / "clip.safetensors"
+        try:
+            visual = build_clip(card["model"]).visual
+            with safe_open(weights, "pt") as file:
+                names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
+                state = {name.removeprefix("visual."): file.get_tensor(name) for name in names}
+            visual.load_state_dict(state, strict=True)
+        except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+            raise StageError("needs", f"{weights}: no CLIP image tower ({error})") from None
+        return cls(visual, card, precision)
+
+    def train(self, mode: bool = True) -> FrozenClip:
+        """Stays in eval mode whatever the network around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor, statistics: Statistics = "clip") -> TeacherOutput:
+        """What the teacher says about images (B, 3, H, W) in [0, 1].
+
+        `statistics` picks the mean and deviation: CLIP's own, or ImageNet's as MILAN feeds it.
+        Images of another size than the teacher's are resized (bicubic), as MaskAlign and dBOT do
+        for CLIP L/14 at 196.
+        """
+        mean = self.get_buffer(f"{statistics}_mean")
+        images = (images.float() - mean) / self.get_buffer(f"{statistics}_std")
+        size = tuple(self.visual.image_size)
+        if tuple(images.shape[-2:]) != size:
+            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        with self._autocast(images):
+            tokens = self.visual._embeds(images)
+            *blocks, last = self.visual.transformer.resblocks
+            for block in blocks:
+                tokens = block(tokens)
+            raw, attention = last_block(last, tokens)
+        return TeacherOutput(raw.float(), attention, self.visual)
+
+    def _autocast(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
+        if self.precision == "inherit":
+            return contextlib.nullcontext()
+        return torch.autocast(
+            images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
+        )
+
+
+def _no_autocast(tensor: Tensor) -> torch.autocast:
+    return torch.autocast(tensor.device.type, enabled=False)
+
+
+def last_block(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+    """The block's output (B, 1+N, W) and its class token's attention to the patches (B, N).
+
+    Only the class row of the attention matrix is formed, in float32; the tokens themselves go
+    through the fused kernel. Equal to open_clip's block with `need_weights=True`.
+    """
+    attention, heads = block.attn, block.attn.num_heads
+    qkv = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
+    query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
+    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    out = tokens + block.ls_1(attention.out_proj(mixed))
+    out = out + block.ls_2(block.mlp(block.ln_2(out)))
+    with _no_autocast(tokens):
+        logits = query[:, :, :1].float() @ key.float().transpose(2, 3) / query.shape[-1] ** 0.5
+        row = logits.softmax(-1)[:, :, 0].mean(1)
+    return out, row[:, 1:]
+
+
+def build_clip(model: dict[str, Any]) -> open_clip.CLIP:
+    """A randomly initialised open_clip.CLIP from the "model" arguments of clip.json."""
+    arguments = dict(model)
+    vision = open_clip.CLIPVisionCfg(**arguments.pop("vision_cfg"))
+    text = open_clip.CLIPTextCfg(**arguments.pop("text_cfg"))
+    return open_clip.CLIP(vision_cfg=vision, text_cfg=text, **arguments)
+
+
+def save_clip(folder: Path, state: dict[str, Tensor], model: dict[str, Any], source: str) -> None:
+    """Leaves `state` (the names of open_clip.CLIP) as a teacher folder; the card comes last."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / "clip.safetensors")
+    card = {"model": model, "mean": CLIP_MEAN, "std": CLIP_STD, "source": source}
+    (folder / "clip.json").write_text(json.dumps(card, indent=2) + "\n")

@@ -1,0 +1,70 @@
+"""The bases of the teacher and tokenizer stages, and loading what they leave in their folder."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from methods.errors import StageError
+
+if TYPE_CHECKING:
+    from methods.teachers.clip_network import FrozenClip
+    from methods.teachers.tokenizer import FrozenTokenizer
+
+Precision = Literal["inherit", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """Base of the stages that leave a CLIP: clip.safetensors (the names of open_clip.CLIP) and
+    clip.json {"model": the arguments of open_clip.CLIP, "mean", "std", "source"}."""
+
+    kind: ClassVar[str] = "teacher"
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Base of the stages that leave a tokenizer: tokenizer.safetensors and tokenizer.json
+    {"type": network, "network": its arguments, "source"}."""
+
+    kind: ClassVar[str] = "tokenizer"
+
+
+def load_teacher(
+    folder: Path, grid: tuple[int, int] | None = None, precision: Precision = "inherit"
+) -> FrozenClip:
+    """The frozen CLIP of a finished teacher stage.
+
+    `grid` is the student's (rows, columns) of patches: another one at the teacher is a
+    StageError("teacher"). `precision` "inherit" runs under the autocast around the call.
+    """
+    from methods.teachers.clip_network import FrozenClip
+
+    teacher = FrozenClip.load(folder, precision)
+    if grid is not None and tuple(grid) != teacher.grid:
+        raise StageError(
+            "teacher",
+            f"{folder}: the teacher has a grid of {teacher.grid} patches, the student {grid}; "
+            "set the teacher's image size so that both agree",
+        )
+    return teacher
+
+
+def load_tokenizer(folder: Path) -> FrozenTokenizer:
+    """The frozen tokenizer of a finished tokenizer stage."""
+    from methods.teachers.tokenizer import load
+
+    return load(folder)
+
+
+def read_card(path: Path, role: Literal["teacher", "needs"] = "needs") -> dict[str, Any]:
+    """The JSON object in `path`; StageError when it is missing or broken."""
+    try:
+        card = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StageError(role, f"{path}: cannot be read ({error})") from None
+    if not isinstance(card, dict):
+        raise StageError(role, f"{path}: expected a JSON object")
+    return card

@@ -1,0 +1,71 @@
+"""A frozen tokenizer: images to discrete codes, one for each patch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from methods.errors import StageError
+from methods.teachers.folder import read_card
+
+
+class FrozenTokenizer(nn.Module):
+    """Any network with `codes(images)` and the attributes size, grid and image; never trained."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+        self.size: int = network.size
+        self.grid: tuple[int, int] = network.grid
+        self.image: int = network.image
+
+    def train(self, mode: bool = True) -> FrozenTokenizer:
+        """Stays in eval mode whatever the network around it does."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def codes(self, images: Tensor) -> Tensor:
+        """Codes (B, N) int64 in [0, size) of images (B, 3, image, image) in [0, 1].
+
+        Raises StageError("layout") for images of another size: resizing would change the codes.
+        """
+        if images.shape[-2:] != (self.image, self.image):
+            found = "x".join(str(side) for side in images.shape[-2:])
+            raise StageError("layout", f"the tokenizer reads {self.image} px images, not {found}")
+        return self.network.codes(images.float())
+
+    forward = codes
+
+
+def build(card: dict[str, Any]) -> nn.Module:
+    """The randomly initialised network that a tokenizer.json describes."""
+    if card["type"] == "vqkd":
+        from methods.teachers.vqkd_network import VqkdNetwork
+
+        return VqkdNetwork(**card["network"])
+    raise KeyError(f"no tokenizer is called {card['type']!r}")
+
+
+def load(folder: Path) -> FrozenTokenizer:
+    """The tokenizer in `folder`, loaded strictly; StageError("needs") when it is broken."""
+    card = read_card(folder / "tokenizer.json")
+    weights = folder / "tokenizer.safetensors"
+    try:
+        network = build(card)
+        network.load_state_dict(load_file(weights), strict=True)
+    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        raise StageError("needs", f"{weights}: no tokenizer ({error})") from None
+    return FrozenTokenizer(network)
+
+
+def save(folder: Path, network: nn.Module, card: dict[str, Any]) -> None:
+    """Leaves the network as a tokenizer folder; the card comes last."""
+    state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
+    save_file(state, folder / "tokenizer.safetensors")
+    (folder / "tokenizer.json").write_text(json.dumps(card, indent=2) + "\n")
