@@ -1,0 +1,1 @@
+"""How every stage trains: the loop, the optimisers, the ranks and the checkpoints."""

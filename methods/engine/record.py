@@ -1,0 +1,134 @@
+"""What a training run tells about itself: averages between two log lines, and its cost."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from methods.engine import checkpoint, distributed
+from methods.engine.work import Work
+
+
+class Averages:
+    """Means of scalars since they were last taken; kept in the checkpoint."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    def add(self, metrics: Mapping[str, Any]) -> None:
+        """Count one value of each metric."""
+        for name, value in metrics.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value)
+            self.counts[name] = self.counts.get(name, 0) + 1
+
+    def take(self) -> dict[str, float]:
+        """The means, beginning anew."""
+        means = {name: total / self.counts[name] for name, total in self.sums.items()}
+        self.sums, self.counts = {}, {}
+        return means
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"sums": dict(self.sums), "counts": dict(self.counts)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.sums, self.counts = state["sums"], state["counts"]
+
+
+class Cost:
+    """Seconds, images and memory of a training run over all its attempts.
+
+    Seconds are those of the updates that count: what a killed attempt did after its last
+    checkpoint is in `redone_steps`. state/resumes.json counts the attempts apart from the
+    checkpoints, because two of them may start from the same one.
+    """
+
+    def __init__(self, work: Work, device: torch.device, batch: int) -> None:
+        self.work, self.device, self.batch = work, device, batch
+        self.before = 0.0
+        self.steps = 0
+        self.resumed = 0
+        self.redone = 0
+        self.start()
+
+    def start(self) -> None:
+        """The clock runs from here."""
+        self.began = self.mark = time.perf_counter()
+        self.recent = 0
+
+    def count(self) -> None:
+        """One update is done."""
+        self.steps += 1
+        self.recent += 1
+
+    def speed(self) -> float:
+        """Images per second over all ranks since the last call."""
+        now = time.perf_counter()
+        speed = self.recent * self.batch / max(now - self.mark, 1e-9)
+        self.mark, self.recent = now, 0
+        return round(speed, 3)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time that belongs to the cost but not to the speed of training."""
+        began = time.perf_counter()
+        yield
+        self.mark += time.perf_counter() - began
+
+    def resume(self, done: int, redone: int) -> None:
+        """Count that an earlier attempt had come to update `done`, and `redone` updates further."""
+        path = self.work.folder / "state" / "resumes.json"
+        if distributed.rank() != 0:
+            return
+        past = json.loads(path.read_text()) if path.exists() else {"resumed": 0, "redone_steps": 0}
+        if done or redone:
+            past["resumed"] += 1
+            past["redone_steps"] += redone
+            with checkpoint.replacing(path) as aside:
+                aside.write_text(json.dumps(past))
+        self.resumed, self.redone = past["resumed"], past["redone_steps"]
+
+    def report(self) -> None:
+        """Write the cost into `work.report`."""
+        seconds = self._seconds()
+        images = self.steps * self.batch
+        self.work.report.update(
+            device=self._device_name(),
+            seconds=round(seconds, 3),
+            images=images,
+            images_per_second=round(images / max(seconds, 1e-9), 3),
+            steps=self.steps,
+            resumed=self.resumed,
+            redone_steps=self.redone,
+            peak_memory_bytes=self._peak_memory(),
+        )
+
+    def _seconds(self) -> float:
+        return self.before + time.perf_counter() - self.began
+
+    def _device_name(self) -> str:
+        return torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+
+    def _peak_memory(self) -> int:
+        """Bytes: of the device's tensors on CUDA, of this process on the CPU."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+    def state(self) -> dict[str, Any]:
+        """For the checkpoint."""
+        return {"seconds": self._seconds(), "steps": self.steps}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """From the checkpoint."""
+        self.before, self.steps = state["seconds"], state["steps"]
