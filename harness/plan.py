@@ -129,8 +129,9 @@ class _Builder:
         label = Row(row.method, row.variant, seed, row.set, {}).label
         pretrain = Stage("pretrain", label, pretraining, needs)
         stages = {"pretrain": pretrain}
+        published = methods.evaluations(row.method)
         for kind in self.study.evals:
-            task = self.evaluation(kind, method.encoder, seed, changed, where, method.evaluations)
+            task = self.evaluation(kind, method.encoder, seed, changed, where, published)
             stages[kind] = Stage(kind, label, task, {"encoder": pretrain})
         return Row(row.method, row.variant, seed, row.set, stages, method)
 

@@ -15,7 +15,18 @@ if TYPE_CHECKING:
     import pandas
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.csv"
-COLUMNS = "method backbone teacher epochs eval metric value status source note".split()
+COLUMNS = [
+    "method",
+    "backbone",
+    "teacher",
+    "epochs",
+    "eval",
+    "metric",
+    "value",
+    "status",
+    "source",
+    "note",
+]
 
 # The best first: a table shows the first of these that there is, and the mark that goes with it.
 STATUSES = {"published": "", "quoted": "†", "reproduction": "‡", "unverified": "?"}
@@ -94,7 +105,9 @@ def read(path: Path = PUBLISHED) -> tuple[Number, ...]:
 def _check_header(path: Path, header: list[str]) -> None:
     for name in header:
         if name not in COLUMNS:
-            raise InputError(f"{path}, line 1: unknown column {name!r}{did_you_mean(name, COLUMNS)}")
+            raise InputError(
+                f"{path}, line 1: unknown column {name!r}{did_you_mean(name, COLUMNS)}"
+            )
     if header != COLUMNS:
         raise InputError(f"{path}, line 1: the columns must be {','.join(COLUMNS)}")
 

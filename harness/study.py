@@ -147,3 +147,8 @@ def load_scale(name: str) -> Scale:
     """The scale `name` (of harness/scales, or a path to a TOML file)."""
     path = find_file(name, SCALES, "scale")
     return from_plain(Scale, {"name": path.stem, **read_toml(path)}, str(path))
+
+
+def plan_name(study: Study, scale: str) -> str:
+    """The plan's file in runs/studies: the study's name, with any scale but its own added."""
+    return study.name if scale == study.scale else f"{study.name}-{scale}"

@@ -1,0 +1,149 @@
+"""The command line: `harness run`, `harness report` and their smaller companions."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from methods.errors import InputError, StageError
+
+EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and option."""
+    top = argparse.ArgumentParser(
+        prog="harness",
+        description="Pretrains, evaluates and compares masked-image-modelling methods.",
+        epilog=EPILOG,
+    )
+    commands = top.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    _run(commands)
+    _status(commands)
+    _stage_commands(commands)
+    _report(commands)
+    _tracking(commands)
+    return top
+
+
+def _store(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--store", type=Path, default=Path("runs"), help="where stages are kept")
+
+
+def _study(parser: argparse.ArgumentParser, default: str | None = "comparison") -> None:
+    parser.add_argument("--study", default=default, help="a name, or a TOML file")
+    parser.add_argument("--scale", help="mini, tiny, paper or a TOML file (default: the study's)")
+
+
+def _rows(parser: argparse.ArgumentParser) -> None:
+    """What replaces the study's lists."""
+    _study(parser)
+    parser.add_argument("--methods", help="comma-separated; replaces the study's list")
+    parser.add_argument("--evals", help="comma-separated: linear,finetune,segmentation,knn")
+    parser.add_argument("--seeds", help="comma-separated")
+    parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
+
+
+def _cluster(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--cluster", default="local", help="a name in slurm/, or a TOML file")
+
+
+def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    run = commands.add_parser("run", help="run what a study still lacks")
+    _rows(run)
+    _store(run)
+    _cluster(run)
+    run.add_argument("--data", type=Path, default=Path("data"), help="where data sets are kept")
+    run.add_argument("--jobs", type=int, help="stages at once on this machine")
+    run.add_argument("--retry", action="append", default=[], metavar="KEY")
+    run.add_argument("--dry-run", action="store_true", help="say what would run and why")
+    run.add_argument("--test-only", action="store_true", help="with --dry-run: ask Slurm when")
+    run.add_argument("--watch", action="store_true", help="stay and show the stages on a cluster")
+    from harness.cluster import add_sbatch_options
+
+    add_sbatch_options(run)
+
+
+def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    status = commands.add_parser("status", help="every stage of a study, and why it failed")
+    _rows(status)
+    _store(status)
+    _cluster(status)
+    status.add_argument("--watch", action="store_true", help="show it until nothing runs")
+
+
+def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    for name, told in (("logs", "print a stage's log"), ("why", "say why a stage failed")):
+        command = commands.add_parser(name, help=told)
+        command.add_argument("key", metavar="KEY")
+        _store(command)
+    cancel = commands.add_parser("cancel", help="stop stages; they save their state")
+    cancel.add_argument("keys", metavar="KEY", nargs="*", help="none: the whole study")
+    _rows(cancel)
+    _store(cancel)
+    _cluster(cancel)
+    diff = commands.add_parser("diff", help="the fields in which two stages differ")
+    diff.add_argument("keys", metavar="KEY", nargs=2)
+    _store(diff)
+    clean = commands.add_parser("clean", help="remove checkpoints of stages that are done")
+    clean.add_argument("--keep-checkpoints", type=int, default=0, metavar="N")
+    clean.add_argument("--dry-run", action="store_true")
+    _store(clean)
+    shown = commands.add_parser("methods", help="the table of methods and their parts")
+    shown.add_argument("--scale", default="paper")
+    shown.add_argument("--format", choices=("md", "json"), default="md")
+
+
+def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    report = commands.add_parser("report", help="the tables of a study")
+    _study(report)
+    _store(report)
+    report.add_argument("--source", choices=("store", "mlflow"), default="store")
+    report.add_argument("--mlflow-uri", help="a tracking server (default: the store's own)")
+    report.add_argument("--format", choices=("md", "csv", "json", "latex", "html"))
+    report.add_argument("--out", type=Path, metavar="DIR", help="write files instead of printing")
+
+
+def _tracking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    sync = commands.add_parser("sync", help="bring MLflow level with the store")
+    _study(sync, default=None)
+    _store(sync)
+    sync.add_argument("--mlflow-uri", help="a tracking server (default: the store's own)")
+    shown = commands.add_parser("ui", help="browse the store in MLflow")
+    _store(shown)
+    shown.add_argument("--host", default="127.0.0.1")
+    shown.add_argument("--port", type=int, default=5000)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs one command and leaves with its exit code.
+
+    0 done or submitted, 1 a stage failed, 2 bad input, 130 interrupted.
+    """
+    options = parser().parse_args(arguments)
+    from harness import commands
+
+    handler = getattr(commands, f"{options.command}_command")
+    try:
+        sys.exit(handler(options))
+    except InputError as error:
+        sys.exit(_told(str(error), 2))
+    except StageError as error:
+        sys.exit(_told(str(error), 1))
+    except KeyboardInterrupt:
+        sys.exit(_told("interrupted; the same command goes on from here", 130))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _told(message: str, code: int) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    main()

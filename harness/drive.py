@@ -1,0 +1,122 @@
+"""Drives a plan on this machine until nothing is left to do: so many stages at once, in order."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.backends import Attempt, JobState
+from harness.backends.local import LocalBackend
+from harness.plan import Plan
+from harness.run import Decision, about_stage, decide, live_jobs, open_attempt, ready
+from harness.store import Outcome, Store
+
+Show = Callable[[Mapping[str, Decision]], None]
+POLL_SECONDS = 0.25
+
+
+@dataclass
+class LocalRun:
+    """One `harness run` on the local backend.
+
+    `job` is what every attempt's job.json says (data root, layout, where), `provenance` what every
+    stage.json says, `retry` the keys whose cap is lifted.
+    """
+
+    store: Store
+    plan: Plan
+    backend: LocalBackend
+    jobs: int
+    job: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    retry: set[str] = field(default_factory=set)
+    mine: dict[str, Attempt] = field(default_factory=dict)
+    tried: set[str] = field(default_factory=set)
+
+    def until_settled(self, show: Show) -> dict[str, Decision]:
+        """Submits what is ready, as slots come free; returns the decisions when nothing is left.
+
+        On Ctrl-C the stages save their state and leave before KeyboardInterrupt goes on.
+        """
+        try:
+            while True:
+                decisions = self.step()
+                show(decisions)
+                if not any(each.state in ("running", "queued") for each in decisions.values()):
+                    return decisions
+                time.sleep(POLL_SECONDS)
+        except KeyboardInterrupt:
+            self.stop()
+            raise
+
+    def step(self) -> dict[str, Decision]:
+        """One look at everything, and as many submissions as there are free slots."""
+        with self.store.lock():
+            decisions = self.look()
+            running = sum(key in self.mine for key, each in decisions.items() if each.job)
+            for decision in list(ready(decisions))[: max(0, self.jobs - running)]:
+                self.submit(decision)
+            return self.look() if running < self.jobs else decisions
+
+    def look(self) -> dict[str, Decision]:
+        """The decisions, once the attempts of this run that died have been told as failed.
+
+        A stage that failed in this run is not tried again by it.
+        """
+        live = live_jobs(self.store, self.plan, self.backend)
+        self.bury(live)
+        decisions = decide(self.store, self.plan, live, self.retry)
+        return _settled(self.plan, decisions, self.tried)
+
+    def submit(self, decision: Decision) -> None:
+        """Opens an attempt, starts it and records its job."""
+        stage = decision.stage
+        about = about_stage(self.plan, stage, self.provenance)
+        attempt = open_attempt(
+            self.store, decision, about, {**self.job, "folder": str(decision.folder)}
+        )
+        self.mine[stage.key] = attempt
+        self.tried.add(stage.key)
+        self.retry.discard(stage.key)
+        job = self.backend.submit(attempt)
+        self.store.update_attempt(attempt.folder, attempt.id, job_id=job)
+
+    def bury(self, live: Mapping[str, JobState]) -> None:
+        """Writes the outcome that a killed process could not write itself."""
+        for key, attempt in list(self.mine.items()):
+            if key in live:
+                continue
+            del self.mine[key]
+            if self.store.outcome(attempt.folder) is None:
+                message = "the process ended without an outcome (killed, perhaps for its memory)"
+                error = {"reason": "memory", "message": message}
+                outcome = Outcome("failed", error=error, attempt=attempt.id, finished=time.time())
+                self.store.finish(attempt.folder, outcome)
+
+    def stop(self) -> None:
+        """Ends the stages of this run; each saves its state first."""
+        live = live_jobs(self.store, self.plan, self.backend)
+        self.backend.cancel([live[key].job for key in self.mine if key in live])
+
+
+def _settled(
+    plan: Plan, decisions: dict[str, Decision], tried: Collection[str]
+) -> dict[str, Decision]:
+    """The decisions, with what failed in this run left failed and what needs it blocked."""
+    for key, stage in plan.stages.items():
+        found = decisions[key]
+        if not found.submit:
+            continue
+        if key in tried:
+            why = found.outcome.reason if found.outcome else "stopped"
+            decisions[key] = Decision(stage, found.folder, "failed", why, outcome=found.outcome)
+        elif stopped := [
+            each.path
+            for each in stage.needs.values()
+            if decisions[each.key].state in ("failed", "blocked")
+        ]:
+            why = f"needs {stopped[0]}, which failed"
+            decisions[key] = Decision(stage, found.folder, "blocked", why)
+    return decisions

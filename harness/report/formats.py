@@ -1,0 +1,261 @@
+"""Tables as Markdown, LaTeX (booktabs), CSV and JSON, and in a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from harness.report.table import Cell, Column, Line, Table, clean
+from methods.errors import InputError
+from methods.values import from_plain, to_plain
+
+GROUPS = {"measured": "this run", "published": "published", "difference": "difference"}
+_LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    **{char: "\\" + char for char in "&%$#_{}"},
+    "±": r"$\pm$",
+    "−": "$-$",
+    "×": r"$\times$",
+    "→": r"$\rightarrow$",
+    "≥": r"$\geq$",
+    "≈": r"$\approx$",
+    "†": r"$^\dagger$",
+    "‡": r"$^\ddagger$",
+    "–": "--",
+    "Δ": r"$\Delta$",
+}
+
+
+def markdown(tables: Iterable[Table]) -> str:
+    """GitHub's Markdown, one section a table."""
+    return "\n".join(map(_markdown_table, tables))
+
+
+def _markdown_table(table: Table) -> str:
+    header = [markdown_text(heading(column)) for column in table.columns]
+    rule = ["---:" if column.numeric else "---" for column in table.columns]
+    body = [
+        [markdown_cell(cell, line) if index == 0 else markdown_cell(cell) for index, cell in cells]
+        for line in table.lines
+        for cells in [list(enumerate(line.cells))]
+    ]
+    parts = [f"## {markdown_text(table.title)}", ""]
+    parts += [f"> {markdown_text(table.banner)}", ""] if table.banner else []
+    parts += _aligned([header, rule, *body], [column.numeric for column in table.columns])
+    parts += ["", *(f"- {markdown_text(note)}" for note in table.notes), ""]
+    return "\n".join(parts)
+
+
+def _aligned(rows: list[list[str]], right: list[bool]) -> list[str]:
+    """Rows of equal width, because Markdown is read in terminals too."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows[1] = [
+        "-" * (width - flush) + ":" * flush for width, flush in zip(widths, right, strict=True)
+    ]
+    return [
+        "| "
+        + " | ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(row, widths, right, strict=True)
+        )
+        + " |"
+        for row in rows
+    ]
+
+
+def heading(column: Column) -> str:
+    """`published ft`: Markdown, terminals and phones have no headings over several columns."""
+    group = "" if column.group == "measured" else GROUPS.get(column.group, "")
+    return f"{group} {column.title}".strip()
+
+
+def markdown_text(text: str) -> str:
+    """`text` so that Markdown shows it as it is, HTML included."""
+    return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", clean(text)).replace("&", "&amp;")
+
+
+def markdown_cell(cell: Cell, line: Line | None = None) -> str:
+    text = markdown_text(cell.text)
+    if cell.mark == "best":
+        return f"**{text}**"
+    if cell.mark == "second":
+        return f"<u>{text}</u>"
+    return (
+        f"**{text}** (default)" if line and line.role == "default" and text != "default" else text
+    )
+
+
+def latex(tables: Iterable[Table]) -> str:
+    """One `table` environment each; needs the packages booktabs and graphicx."""
+    return "\n".join(map(_latex_table, tables))
+
+
+def _latex_table(table: Table) -> str:
+    align = "".join("r" if column.numeric else "l" for column in table.columns)
+    above, rules = _latex_groups(table.columns)
+    header = " & ".join(latex_text(column.title) for column in table.columns) + r" \\"
+    body = [" & ".join(map(latex_cell, line.cells)) + r" \\" for line in table.lines]
+    caption = " ".join(each for each in (table.title + ".", table.banner, *table.notes) if each)
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering",
+            rf"\caption{{{latex_text(caption)}}}",
+            r"\resizebox{\textwidth}{!}{%",
+            rf"\begin{{tabular}}{{{align}}}",
+            r"\toprule",
+            *([above, rules] if above else []),
+            header,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _latex_groups(columns: Sequence[Column]) -> tuple[str, str]:
+    """The headings over several columns, and the rules under them; "" where no group has a name."""
+    cells, rules, start = [], [], 1
+    for group, members in itertools.groupby(columns, key=lambda column: column.group):
+        width = len(list(members))
+        name = GROUPS.get(group, "")
+        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_text(name)}}}")
+        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if name else []
+        start += width
+    return (" & ".join(cells) + r" \\", "".join(rules)) if rules else ("", "")
+
+
+def latex_text(text: str) -> str:
+    """`text` so that LaTeX prints it as it is."""
+    return "".join(_LATEX.get(char, char) for char in clean(text))
+
+
+def latex_cell(cell: Cell) -> str:
+    text = latex_text(cell.text)
+    command = {"best": r"\textbf", "second": r"\underline"}.get(cell.mark)
+    return f"{command}{{{text}}}" if command else text
+
+
+def comma_separated(table: Table) -> str:
+    """Numbers at full precision, each measured column with its spread and seeds beside it.
+
+    A cell without a number holds what the tables say instead: pending, failed (...), not run.
+    """
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    wide = [column.group == "measured" and column.name != "seeds" for column in table.columns]
+    header = ["scale"]
+    for column, spread in zip(table.columns, wide, strict=True):
+        header += [column.name, *([f"{column.name}_std", f"{column.name}_n"] if spread else [])]
+    writer.writerow(header)
+    for line in table.lines:
+        row: list[Any] = [table.scale]
+        for cell, spread in zip(line.cells, wide, strict=True):
+            row.append(clean(cell.text) if cell.value is None else f"{cell.value:.10g}")
+            row += ["" if cell.std is None else f"{cell.std:.10g}", cell.n] if spread else []
+        writer.writerow(row)
+    return out.getvalue()
+
+
+def records_csv(records: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:
+    """The records as they are: one line per row, seed and evaluation; tables inside as JSON."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, fields, lineterminator="\n")
+    writer.writeheader()
+    for record in records:
+        writer.writerow(
+            {
+                k: json.dumps(v, sort_keys=True) if isinstance(v, dict) else v
+                for k, v in record.items()
+            }
+        )
+    return out.getvalue()
+
+
+def to_json(study: Mapping[str, Any], records: Sequence[Any], tables: Iterable[Table]) -> str:
+    """Everything that the other formats are made of."""
+    plain = {
+        "format": 1,
+        "study": dict(study),
+        "records": [_finite(record) for record in records],
+        "tables": [to_plain(table, declared=Table) for table in tables],
+    }
+    return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(
+    text: str, where: str = "report.json"
+) -> tuple[dict[str, Any], list[Any], list[Table]]:
+    """What `to_json` wrote; raises InputError naming `where` and the field."""
+    try:
+        plain = json.loads(text)
+        if plain["format"] != 1:
+            raise InputError(f"{where}: format: expected 1, found {plain['format']!r}")
+        tables = [from_plain(Table, each, f"{where}: tables") for each in plain["tables"]]
+        return plain["study"], plain["records"], tables
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{where}: not a report ({error})") from None
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN and no infinity; a number that is none becomes null."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): _finite(each) for key, each in value.items()}
+    return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+def terminal(tables: Iterable[Table], width: int | None = None) -> str:
+    """Box-drawn tables for people; marks as bold and underline where the terminal has them."""
+    from rich.console import Console
+    from rich.table import Table as Grid
+    from rich.text import Text
+
+    out, shown = io.StringIO(), list(tables)
+    console = Console(file=out, width=width or _natural_width(shown))
+    for table in shown:
+        grid = Grid(title=Text(clean(table.title)), title_justify="left")
+        for column in table.columns:
+            grid.add_column(Text(heading(column)), justify="right" if column.numeric else "left")
+        for line in table.lines:
+            grid.add_row(*(Text(clean(cell.text), _STYLE[cell.mark]) for cell in line.cells))
+        if table.banner:
+            console.print(Text(clean(table.banner), "bold"))
+        console.print(grid)
+        for note in table.notes:
+            console.print(Text(f"  {clean(note)}", "dim"))
+    return out.getvalue()
+
+
+_STYLE = {"": "", "best": "bold", "second": "underline"}
+
+
+def _natural_width(tables: list[Table]) -> int:
+    """Wide enough that no cell is cut: a report is piped into files as often as it is looked at."""
+    lengths = [
+        sum(max(len(cell.text) for cell in column) + 3 for column in zip(*rows, strict=True))
+        for table in tables
+        for rows in [[tuple(map(_heading_cell, table.columns)), *(x.cells for x in table.lines)]]
+    ]
+    return max([100, *lengths]) + 1
+
+
+def _heading_cell(column: Column) -> Cell:
+    return Cell(heading(column))

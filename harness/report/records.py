@@ -1,0 +1,171 @@
+"""A plan joined with its outcomes: one record for every row of the study and evaluation."""
+
+from __future__ import annotations
+
+import functools
+import shlex
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from harness.report.source import Source
+from methods.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+
+Outcomes = Callable[[str], Mapping[str, Any]]
+
+METRIC = {"linear": "top1", "finetune": "top1", "segmentation": "mIoU", "knn": "top1"}
+SHORT = {"linear": "lin", "finetune": "ft", "segmentation": "seg", "knn": "knn"}
+
+FIELDS = (
+    "study",
+    "scale",
+    "row",
+    "method",
+    "variant",
+    "seed",
+    "label",
+    "changed",
+    "backbone",
+    "decoder",
+    "target",
+    "epochs",
+    "eval",
+    "metric",
+    "key",
+    "state",
+    "value",
+    "reason",
+    "command",
+    "metrics",
+    "seconds",
+    "device",
+    "images",
+    "gflops",
+    "pretrain_key",
+    "pretrain_state",
+    "pretrain_seconds",
+    "pretrain_images",
+    "pretrain_gflops",
+    "finished",
+    "commit",
+)
+
+
+def make_records(source: Source, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One dict with FIELDS per row and evaluation of the plan, rows in the plan's order.
+
+    `state` is done, failed, running, queued, blocked, missing, or absent where the row has no such
+    evaluation; `value` (per cent) is None unless done. Raises InputError for a damaged plan.
+    """
+    outcomes = functools.cache(source.outcome)  # a pretraining serves several evaluations
+    try:
+        return [
+            _record(outcomes, plan, number, row, kind)
+            for number, row in enumerate(plan["rows"])
+            for kind in evaluations(plan)
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"the plan of the study is damaged ({error!r})") from None
+
+
+def evaluations(plan: Mapping[str, Any]) -> list[str]:
+    """The evaluations that any row of the plan has, in the order of the tables."""
+    present = {kind for row in plan["rows"] for kind in row["stages"]}
+    return [kind for kind in METRIC if kind in present]
+
+
+def _record(
+    outcomes: Outcomes, plan: Mapping[str, Any], number: int, row: Mapping[str, Any], kind: str
+) -> dict[str, Any]:
+    study, key, pretrain = plan["study"], row["stages"].get(kind), row["stages"].get("pretrain")
+    outcome = outcomes(key) if key else {"state": "absent"}
+    trained = outcomes(pretrain) if pretrain else {"state": "absent"}
+    state, reason = _state(outcomes, plan, key, outcome)
+    metrics = dict(outcome.get("metrics") or {})
+    value = metrics.get(METRIC[kind]) if state == "done" else None
+    if state == "done" and value is None:
+        state, reason = "failed", f"outcome.json has no {METRIC[kind]}"
+    cost, before = outcome.get("cost") or {}, trained.get("cost") or {}
+    return {
+        "study": study["name"],
+        "scale": study["scale"],
+        "row": number,
+        **{name: row[name] for name in ("method", "variant", "seed", "label")},
+        "changed": dict(row.get("changed") or {}),
+        "backbone": row.get("encoder", ""),
+        "decoder": row.get("decoder", ""),
+        "target": row.get("target", ""),
+        "epochs": row.get("epochs") or None,
+        "eval": kind,
+        "metric": METRIC[kind],
+        "key": key,
+        "state": state,
+        "value": value,
+        "reason": reason,
+        "command": "" if state in ("done", "absent") else fill_command(plan, state, key),
+        "metrics": metrics,
+        "device": cost.get("device") or before.get("device") or "",
+        **{name: cost.get(name) for name in ("seconds", "images", "gflops")},
+        "pretrain_key": pretrain,
+        "pretrain_state": trained["state"],
+        **{f"pretrain_{name}": before.get(name) for name in ("seconds", "images", "gflops")},
+        "finished": outcome.get("finished"),
+        "commit": outcome.get("commit", ""),
+    }
+
+
+def _state(
+    outcomes: Outcomes, plan: Mapping[str, Any], key: str | None, outcome: Mapping[str, Any]
+) -> tuple[str, str]:
+    """The state of a cell and the reason: a failed stage that it needs makes it "blocked"."""
+    state = str(outcome["state"])
+    if state == "failed":
+        error = outcome.get("error") or {}
+        return state, f"{error.get('reason', 'code')}: {error.get('message', '')}".rstrip(": ")
+    if state in ("done", "running", "absent") or key is None:
+        return state, ""
+    culprit = failed_need(outcomes, plan, key)
+    if culprit is None:
+        return ("missing" if state == "blocked" else state), ""
+    error = outcomes(culprit).get("error") or {}
+    kind = plan["stages"][culprit]["kind"]
+    return "blocked", f"{kind} failed: {error.get('reason', 'code')}: {error.get('message', '')}"
+
+
+def failed_need(outcomes: Outcomes, plan: Mapping[str, Any], key: str) -> str | None:
+    """The first stage that failed among those that `key` needs, its own needs before itself."""
+    for needed in plan["stages"].get(key, {}).get("needs", {}).values():
+        found = failed_need(outcomes, plan, needed)
+        if found is None and outcomes(needed)["state"] == "failed":
+            found = needed
+        if found is not None:
+            return found
+    return None
+
+
+def fill_command(plan: Mapping[str, Any], state: str, key: str | None) -> str:
+    """The command that fills a missing cell: the study's own, since running again adds what lacks.
+
+    A stage that failed three times is only tried again when it is named.
+    """
+    study = plan["study"]
+    typed = plan.get("command") or study.get("command")
+    words = list(typed or ["harness", "run", "--study", study["name"], "--scale", study["scale"]])
+    if state == "failed" and key:
+        words += ["--retry", key]
+    return shlex.join(map(str, words))
+
+
+def frame(records: list[dict[str, Any]]) -> pandas.DataFrame:
+    """The records as a DataFrame with the columns FIELDS, numbers as floats (NaN: none)."""
+    import pandas
+
+    table = pandas.DataFrame(records, columns=list(FIELDS))
+    numeric = [each for each in FIELDS if each.rpartition("_")[2] in _NUMBERS]
+    table[numeric] = table[numeric].astype(float)
+    return table
+
+
+_NUMBERS = ("epochs", "value", "seconds", "images", "gflops", "finished")

@@ -1,0 +1,106 @@
+"""Where a report reads from: anything that has a study's plan and its stages' outcomes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.store import Store, read_table
+from methods.errors import InputError
+from methods.values import did_you_mean
+
+MISSING: Mapping[str, Any] = {"state": "missing"}
+
+
+class Source(Protocol):
+    """One study's record. The store has one; a tracking server can have another.
+
+    Every method gives plain data of the formats in the store; what is not there is empty.
+    """
+
+    def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
+        """The content of runs/studies/<name>.json; raises InputError where there is none."""
+        ...
+
+    def outcome(self, key: str) -> Mapping[str, Any]:
+        """The content of outcome.json with `state`: done, failed, running, queued, missing."""
+        ...
+
+    def stage(self, key: str) -> Mapping[str, Any]:
+        """The content of stage.json, or an empty mapping."""
+        ...
+
+    def history(self, key: str) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl, the first step first."""
+        ...
+
+    def pictures(self, key: str) -> dict[str, bytes]:
+        """The PNG files that the stage left for the report, by name."""
+        ...
+
+
+class StoreSource:
+    """Reads the folder `runs/`. `state` overrides what the files alone say of an unfinished stage
+    (they cannot tell a job that died without a word from one that runs)."""
+
+    def __init__(self, root: Path, state: Callable[[str], str] | None = None) -> None:
+        self.root = root
+        self.store = Store(root)
+        self._state = state
+
+    def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
+        folder = self.root / "studies"
+        found = None
+        for name in (f"{study}-{scale}", study) if scale else (study,):
+            found = found or read_table(folder / f"{name}.json")
+        if found is None:
+            known = [path.stem for path in folder.glob("*.json")]
+            hint = did_you_mean(study, known) or "; `harness run` makes one"
+            raise InputError(f"no study {study!r} in {self.root}{hint}")
+        if scale and found.get("study", {}).get("scale") != scale:
+            has = found.get("study", {}).get("scale")
+            raise InputError(f"--scale {scale}: the study {study!r} in {self.root} is of {has!r}")
+        return found
+
+    def outcome(self, key: str) -> Mapping[str, Any]:
+        folder = self.store.find(key)
+        if folder is None:
+            return {"state": self._state(key)} if self._state else MISSING
+        found = read_table(folder / "outcome.json")
+        if found is not None and found.get("status") in ("done", "failed"):
+            return {**found, "state": found["status"]}
+        return {"state": self._state(key) if self._state else _unfinished(folder)}
+
+    def stage(self, key: str) -> Mapping[str, Any]:
+        folder = self.store.find(key)
+        return (read_table(folder / "stage.json") if folder else None) or {}
+
+    def history(self, key: str) -> list[dict[str, Any]]:
+        folder = self.store.find(key)
+        try:
+            text = (folder / "metrics.jsonl").read_text(encoding="utf-8") if folder else ""
+        except FileNotFoundError:
+            return []
+        return [line for line in map(_line, text.splitlines()) if line]
+
+    def pictures(self, key: str) -> dict[str, bytes]:
+        folder = self.store.find(key)
+        paths = sorted((folder / "pictures").glob("*.png")) if folder else []
+        return {path.stem: path.read_bytes() for path in paths}
+
+
+def _unfinished(folder: Path) -> str:
+    if (folder / "owner.json").exists():
+        return "running"
+    return "queued" if any((folder / "attempts").glob("*/job.json")) else "missing"
+
+
+def _line(text: str) -> dict[str, Any]:
+    """One line of metrics.jsonl; the last may be half written while the stage runs."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

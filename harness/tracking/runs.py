@@ -1,0 +1,221 @@
+"""The runs of one store in MLflow: found by their tags, made, filled, closed and reopened."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from harness.tracking.record import Point
+from harness.tracking.server import without_secrets
+
+CHUNK = 1000  # metrics in one request, MLflow's documented limit
+SMALL_CHUNK = 100  # parameters or tags in one request
+ENDED = ("FINISHED", "FAILED", "KILLED")
+SAME = 0.01  # relative
+
+
+@dataclass
+class Run:
+    """What MLflow holds of one run; kept level with what is written, so it is read only once."""
+
+    id: str
+    status: str = "RUNNING"
+    started: int = 0
+    tags: dict[str, str] = field(default_factory=dict)
+    params: dict[str, str] = field(default_factory=dict)
+    latest: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # step, ms, value
+    has_data: bool = False
+
+
+class Runs:
+    """The runs with the tag `store` in all experiments that this program made."""
+
+    def __init__(self, client: Any, store: str) -> None:
+        self.client, self.store = client, store
+        self.written = 0
+        self.by_key: dict[str, Run] = {}
+
+    def experiment(self, name: str, location: str | None, tags: Mapping[str, str]) -> str:
+        """The id of the experiment `name`, made or restored where needed, with these tags."""
+        found = self.client.get_experiment_by_name(name)
+        if found is None:
+            return str(self.client.create_experiment(name, location, dict(tags)))
+        if found.lifecycle_stage == "deleted":
+            self.client.restore_experiment(found.experiment_id)
+        for tag, value in tags.items():
+            if found.tags.get(tag) != value:
+                self.client.set_experiment_tag(found.experiment_id, tag, value)
+        return str(found.experiment_id)
+
+    def read(self) -> None:
+        """Reads every run of this store. Of twins the older stays and the others are deleted."""
+        self.by_key = {}
+        query = "tags.harness = 'yes'"
+        experiments = [each.experiment_id for each in _pages(self._experiments(query))]
+        if not experiments:
+            return
+        found = list(_pages(self._search(experiments)))
+        for each in sorted(found, key=lambda each: (each.info.start_time, each.info.run_id)):
+            run = _read(each)
+            if self.by_key.setdefault(run.tags["key"], run) is not run:
+                self.client.delete_run(run.id)
+
+    def _experiments(self, query: str) -> Any:
+        return lambda token: self.client.search_experiments(
+            filter_string=query, page_token=token, max_results=500
+        )
+
+    def _search(self, experiments: list[str]) -> Any:
+        return lambda token: self.client.search_runs(
+            experiments, f"tags.store = '{self.store}'", page_token=token, max_results=500
+        )
+
+    def create(
+        self, experiment: str, key: str, name: str, tags: Mapping[str, str], started: int
+    ) -> Run:
+        """A new run that is waiting, known by the tag `key`."""
+        tags = {**tags, "key": key, "store": self.store}
+        started = started or round(time.time() * 1000)
+        made = self.client.create_run(experiment, started, dict(tags), run_name=name)
+        run = Run(made.info.run_id, made.info.status, started, {**made.data.tags})
+        self.by_key[key] = run
+        self.written += 1
+        return run
+
+    def replace(self, run: Run) -> None:
+        """Deletes a run that holds something else than the store; MLflow can restore it."""
+        self.client.set_tag(run.id, "end_reason", "replaced")
+        self.client.delete_run(run.id)
+        self.by_key = {key: each for key, each in self.by_key.items() if each is not run}
+        self.written += 1
+
+    def describe(self, run: Run, tags: Mapping[str, str], params: Mapping[str, str]) -> None:
+        """Sets the tags that differ and the parameters that are missing: those never change."""
+        from mlflow.entities import Param, RunTag
+
+        new_tags = {k: v for k, v in tags.items() if run.tags.get(k) != v}
+        new_params = {k: without_secrets(v) for k, v in params.items() if k not in run.params}
+        for some in _chunks(new_params, SMALL_CHUNK):
+            self.client.log_batch(run.id, params=[Param(k, new_params[k]) for k in some])
+        for some in _chunks(new_tags, SMALL_CHUNK):
+            self.client.log_batch(run.id, tags=[RunTag(k, new_tags[k]) for k in some])
+        run.tags.update(new_tags)
+        run.params.update(new_params)
+        self.written += len(new_tags) + len(new_params)
+
+    def log_results(self, run: Run, values: Mapping[str, float], when: int) -> None:
+        """Final metrics, at step 0: a later attempt's win over an earlier one's."""
+        changed = {
+            name: value
+            for name, value in values.items()
+            if not (name in run.latest and _same(run.latest[name][2], value, 0.0))
+        }
+        self._log(run, [Point(0, when, changed)] if changed else [])
+
+    def forward(self, run: Run, points: Iterable[Point]) -> int:
+        """Logs what MLflow lacks of a curve, whole lines at a time; returns how many values.
+
+        Each metric goes on after its own last step, so nothing is there twice; MLflow takes a
+        request as a whole or not at all, so after a lost connection nothing is missing.
+        """
+        lacking, last = [], {name: step for name, (step, _, _) in run.latest.items()}
+        for point in points:
+            values = {k: v for k, v in point.values.items() if point.step > last.get(k, -1)}
+            last.update(dict.fromkeys(values, point.step))
+            if values:
+                lacking.append(Point(point.step, point.time, values))
+        return self._log(run, lacking)
+
+    def agrees(self, run: Run, points: Iterable[Point]) -> bool:
+        """Whether MLflow's curve is a part, or the whole, of this one.
+
+        A stage that was killed does steps again after its last checkpoint, with the same values
+        at another time: MLflow then keeps the first ones. But a stage that was begun afresh, with
+        other code, gives other values, and its run must not be a mixture. Only a curve whose last
+        point is not the file's own is read back.
+        """
+        curves = {name: last for name, last in run.latest.items() if "/" not in name}
+        if not curves:
+            return True
+        name = max(curves, key=lambda each: (curves[each][0], each == "loss"))
+        mine = {point.step: point for point in points if name in point.values}
+        step, when, _ = curves[name]
+        if step in mine and mine[step].time == when:
+            return True
+        name = "loss" if "loss" in curves else name
+        theirs = {each.step: each.value for each in self.client.get_metric_history(run.id, name)}
+        return all(
+            _same(theirs[each.step], each.values[name], SAME)
+            for each in points
+            if each.step in theirs and name in each.values
+        )
+
+    def _log(self, run: Run, points: Iterable[Point]) -> int:
+        count, batch, size = 0, [], 0
+        for point in points:
+            if size + len(point.values) > CHUNK and batch:
+                self._send(run, batch)
+                batch, size = [], 0
+            batch.append(point)
+            size += len(point.values)
+            count += len(point.values)
+        if batch:
+            self._send(run, batch)
+        return count
+
+    def _send(self, run: Run, points: Iterable[Point]) -> None:
+        from mlflow.entities import Metric
+
+        metrics = [
+            Metric(name, value, point.time, point.step)
+            for point in points
+            for name, value in point.values.items()
+        ]
+        self.client.log_batch(run.id, metrics=metrics)
+        for each in metrics:
+            run.latest[each.key] = (each.step, each.timestamp, each.value)
+        self.written += len(metrics)
+
+    def set_status(self, run: Run, status: str, ended: int) -> None:
+        """Closes or reopens the run where its status differs."""
+        if run.status == status:
+            return
+        if status in ENDED:
+            self.client.set_terminated(run.id, status, ended or round(time.time() * 1000))
+        else:
+            self.client.update_run(run.id, status)
+        run.status = status
+        self.written += 1
+
+
+def _same(one: float, other: float, tolerance: float) -> bool:
+    if math.isnan(one) or math.isnan(other):
+        return math.isnan(one) and math.isnan(other)
+    return one == other or math.isclose(one, other, rel_tol=tolerance, abs_tol=tolerance / 100)
+
+
+def _read(found: Any) -> Run:
+    data = found.data
+    latest = {each.key: (each.step, each.timestamp, each.value) for each in data.to_proto().metrics}
+    info = found.info
+    seen = bool(found.inputs and found.inputs.dataset_inputs)
+    tags, params = {**data.tags}, {**data.params}
+    return Run(info.run_id, info.status, info.start_time, tags, params, latest, seen)
+
+
+def _chunks(names: Iterable[str], size: int) -> Iterable[list[str]]:
+    every = list(names)
+    return (every[at : at + size] for at in range(0, len(every), size))
+
+
+def _pages(search: Any) -> Iterable[Any]:
+    token = None
+    while True:
+        page = search(token)
+        yield from page
+        token = page.token
+        if not token:
+            return

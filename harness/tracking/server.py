@@ -1,0 +1,132 @@
+"""Where MLflow keeps its runs: the store's own sqlite file or a server; opening and showing it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from methods.errors import InputError
+
+SQLITE = "sqlite:///"
+# A server that is away is asked again by the next pass, so a call gives up early: with MLflow's
+# own defaults (7 retries of 120 s) one call blocks for a quarter of an hour.
+PATIENCE = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+}
+LOCK_SECONDS = 600.0
+
+
+def default_uri(root: Path) -> str:
+    """The address of the store's own sqlite file, runs/mlflow.db."""
+    return f"{SQLITE}{root.resolve() / 'mlflow.db'}"
+
+
+def check_uri(uri: str) -> str:
+    """`uri`, if it is one that is supported; raises InputError otherwise."""
+    if uri.startswith(("http://", "https://")) or (uri.startswith(SQLITE) and uri != SQLITE):
+        return uri
+    hint = "expected http://..., https://... or sqlite:///FILE"
+    raise InputError(f"MLflow address {without_secrets(uri)}: {hint}")
+
+
+def is_server(uri: str) -> bool:
+    """Whether `uri` is a server's: only then may jobs on nodes write to it themselves."""
+    return not uri.startswith(SQLITE)
+
+
+def without_secrets(text: str) -> str:
+    """`text` with user:password@ of addresses and values with a secret's name blotted out."""
+    # Capitals only, as in environments: "token" is a word of this field (cls_token=...).
+    name = r"\b([A-Z0-9_]*(?:PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY)[A-Z0-9_]*|password)"
+    text = re.sub(r"://[^/\s@\"']+@", "://***@", text)
+    return re.sub(name + r"(\s*[=:]\s*)([^\s,;&'\"\\]+)", r"\1\2***", text)
+
+
+@contextmanager
+def writing(root: Path, uri: str) -> Iterator[None]:
+    """Held while writing to MLflow, so that a store has one writer at a time.
+
+    Two processes that touch a fresh sqlite file at once destroy it, and two that write to a server
+    create runs twice. Where the file system cannot lock, a server is written to all the same
+    (a later pass removes twins) and sqlite is not. Raises OSError (Timeout) after ten minutes.
+    """
+    from filelock import FileLock, SoftFileLock, Timeout
+
+    lock = FileLock(root / "mlflow.lock", timeout=LOCK_SECONDS, thread_local=False)
+    held = False
+    try:
+        lock.acquire()
+        held = not isinstance(lock, SoftFileLock)
+    except (Timeout, OSError, NotImplementedError):
+        if not is_server(uri):
+            raise
+    try:
+        yield
+    finally:
+        if held:
+            lock.release()
+
+
+def connect(uri: str) -> Any:
+    """An MlflowClient for `uri`; creates the sqlite file, for which the caller holds `writing`."""
+    check_uri(uri)
+    prepare_environment()
+    from mlflow.tracking import MlflowClient
+
+    if not is_server(uri):
+        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def prepare_environment() -> None:
+    """No telemetry, no chatter, short time-outs; what the user has set stays."""
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    os.environ.setdefault("MLFLOW_DISABLE_AGENT_HINT", "true")
+    os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+    for name, value in PATIENCE.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def artifact_location(root: Path, uri: str, experiment: str) -> str | None:
+    """Where an experiment's artifacts go: beside the sqlite file; None lets a server decide.
+
+    Left to itself MLflow would put them into the working directory.
+    """
+    if is_server(uri):
+        return None
+    safe = re.sub(r"[^\w.-]", "_", experiment)
+    return (root.resolve() / "mlartifacts" / safe).as_uri()
+
+
+def serve(store: Any, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
+    """`harness ui`: becomes the MLflow server of this store's sqlite file, on loopback.
+
+    The file is made first, under the lock, because the server's own workers would race for it.
+    """
+    uri = default_uri(store.root)
+    with writing(store.root, uri):
+        connect(uri).search_experiments(max_results=1)
+    print(f"MLflow shows {store.root} at http://{host}:{port} (stop with Ctrl-C)", flush=True)
+    command = serve_command(store.root, host, port)
+    os.execvpe(command[0], command, {**os.environ, "PYTHONUNBUFFERED": "1"})
+
+
+def serve_command(root: Path, host: str, port: int) -> list[str]:
+    """The command that `serve` becomes."""
+    artifacts = (root.resolve() / "mlartifacts").as_uri()
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(root)),
+        *("--artifacts-destination", artifacts, "--host", host, "--port", str(port)),
+        *("--workers", "1"),
+    ]

@@ -1,0 +1,256 @@
+"""What runs in a job: one attempt at one stage, from its folder to its outcome."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import secrets
+import signal
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness import provenance
+from harness.stage import task_from_record
+from harness.store import Outcome, Store, read_table, write_json
+from methods.engine.work import Layout, Work
+from methods.errors import InputError, StageError
+
+HEARTBEAT_SECONDS = 10.0
+
+
+class StageJob:
+    """What submitit carries to the node: the folder of an attempt, and no closure."""
+
+    def __init__(self, place: str) -> None:
+        self.place = place
+
+    def __call__(self) -> None:
+        run_attempt(Path(self.place))
+
+    def checkpoint(self, *_: Any) -> Any:
+        """For submitit, should it see a signal before `run_attempt` has its own handlers."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+class Stop:
+    """Remembers the signal that asked the stage to save and leave."""
+
+    SIGNALS = {
+        signal.SIGTERM: "terminated",
+        signal.SIGINT: "interrupted",
+        signal.SIGUSR2: "preempted",
+    }
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        for number in self.SIGNALS:
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: Any) -> None:
+        self.reason = self.SIGNALS[signal.Signals(number)]
+
+    def __call__(self) -> str | None:
+        return self.reason
+
+
+class Ownership:
+    """The claim of this process on a stage: owner.json, kept fresh, and asked before each save."""
+
+    def __init__(self, folder: Path, attempt: str, job: str) -> None:
+        self.path = folder / "owner.json"
+        self.token = secrets.token_hex(8)
+        self.claim = {
+            "token": self.token,
+            "attempt": attempt,
+            "job": job,
+            "pid": os.getpid(),
+            "host": provenance.host(),
+            "since": time.time(),
+        }
+        self._ended = threading.Event()
+
+    def take(self) -> None:
+        """Writes the claim over whoever had one, and keeps its time fresh as a sign of life."""
+        write_json(self.path, self.claim)
+        threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(HEARTBEAT_SECONDS):
+            try:
+                self.check()
+                os.utime(self.path)
+            except (OSError, StageError):
+                return
+
+    def check(self) -> None:
+        """Raises StageError("stopped") where another process has taken the stage since."""
+        found = read_table(self.path)
+        if found is None or found.get("token") != self.token:
+            owner = (found or {}).get("attempt", "nobody")
+            raise StageError("stopped", f"{self.path.parent.name} now belongs to {owner}")
+
+    def leave(self) -> None:
+        """Ends the sign of life."""
+        self._ended.set()
+
+
+def run_attempt(place: Path) -> None:
+    """Runs the attempt whose folder is `place`; its outcome, and nothing else, says how it went.
+
+    Leaves with an exit code other than 0 unless the stage is done, so that a scheduler does not
+    start what needs it.
+    """
+    stop = Stop()
+    folder = place.parent.parent
+    store = Store(folder.parent.parent)
+    job = read_table(place / "job.json") or {}
+    layout, name = _layout(job)
+    main = layout.rank == 0
+    outcome = store.outcome(folder)
+    if outcome is not None and outcome.done:
+        return
+    owner = Ownership(folder, place.name, name)
+    if main:
+        owner.take()
+    work = Work(
+        folder=folder,
+        data=Path(str(job.get("data", "data"))),
+        layout=layout,
+        stop=stop,
+        owned=owner.check if main else _nobody_asks,
+        checkpoint_seconds=float(job.get("checkpoint_seconds", 600.0)),
+    )
+    started = time.time()
+    ending = _attempt(store, work, lambda: _run(store, work))
+    owner.leave()
+    if ending.get("reason") == "stopped":
+        _leave_stopped(store, folder, place.name, job, str(ending["message"]), main)
+    if main:
+        owner.check()
+        store.finish(folder, _outcome(ending, place.name, work, time.time() - started))
+    if "reason" in ending:
+        print(f"{ending['reason']}: {ending['message']}", flush=True)
+        sys.exit(1)
+
+
+def _nobody_asks() -> None:
+    return None
+
+
+def _layout(job: dict[str, Any]) -> tuple[Layout, str]:
+    """Where this process stands among the job's, and the job's name for people."""
+    threads = int(job.get("threads", 0))
+    options: dict[str, Any] = {
+        "loader_workers": int(job.get("loader_workers", 0)),
+        "device_batch": job.get("device_batch"),
+        "threads": threads,
+        "device": job.get("device", "cpu"),
+    }
+    if job.get("backend") != "slurm":
+        return Layout(**options), f"pid {os.getpid()}"
+    from harness.backends import slurm_job
+
+    rank, world, local = slurm_job.layout()
+    if world > 1:
+        slurm_job.rendezvous()
+    return Layout(rank=rank, world=world, local_rank=local, **options), slurm_job.owner()
+
+
+def _run(store: Store, work: Work) -> dict[str, float]:
+    record = store.record(work.folder)
+    work.needs = _needs(store, record)
+    task = task_from_record(record, str(work.folder / "stage.json"))
+    threads = task.threads or work.layout.threads
+    if threads:
+        import torch
+
+        torch.set_num_threads(threads)
+    metrics: dict[str, float] = task.run(work)
+    return metrics
+
+
+def _needs(store: Store, record: dict[str, Any]) -> dict[str, Path]:
+    """The folders of the stages that this one needs, each of them done.
+
+    A scheduler's word is not enough: Slurm starts a job whose `afterok` names a job that it has
+    forgotten.
+    """
+    needs = {}
+    for role, key in dict(record.get("needs", {})).items():
+        folder = store.find(key)
+        outcome = store.outcome(folder) if folder else None
+        if folder is None or outcome is None or not outcome.done:
+            raise StageError("needs", f"{role} ({key}) is not done")
+        needs[role] = folder
+    return needs
+
+
+def _attempt(store: Store, work: Work, run: Callable[[], dict[str, float]]) -> dict[str, Any]:
+    """{"metrics": ...} of a stage that is done, or the "reason" and "message" of its failure."""
+    try:
+        return {"metrics": run()}
+    except StageError as error:
+        return {"reason": error.reason, "message": str(error)}
+    except InputError as error:
+        return {"reason": "data", "message": str(error)}
+    except KeyboardInterrupt:
+        return {"reason": "stopped", "message": "interrupted"}
+    except MemoryError as error:
+        return {"reason": "memory", "message": f"out of memory: {error}"}
+    except OSError as error:
+        traceback.print_exc()
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        return {"reason": "disk" if full else "code", "message": _line(error)}
+    except Exception as error:
+        traceback.print_exc()
+        memory = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)
+        return {"reason": "memory" if memory else "code", "message": _line(error)}
+
+
+def _line(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    where = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
+
+
+def _leave_stopped(
+    store: Store, folder: Path, attempt: str, job: dict[str, Any], why: str, main: bool
+) -> None:
+    """The stage saved its state and leaves; on Slurm it goes back to the queue where that helps."""
+    print(f"stopped: {why}", flush=True)
+    if main:
+        store.update_attempt(folder, attempt, stopped=why)
+    if job.get("backend") == "slurm":
+        from harness.backends import slurm_job
+
+        slurm_job.leave(why, int(job.get("max_requeues", 20)), main)
+    sys.exit(3)
+
+
+def _outcome(ending: dict[str, Any], attempt: str, work: Work, seconds: float) -> Outcome:
+    report = dict(work.report)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    cost = {"device": provenance.device(), "peak_memory_bytes": peak, **report}
+    cost["seconds"] = round(seconds + float(report.get("seconds_before", 0.0)), 3)
+    failed = "reason" in ending
+    return Outcome(
+        status="failed" if failed else "done",
+        metrics={} if failed else {name: float(x) for name, x in ending["metrics"].items()},
+        cost=cost,
+        error={"reason": ending["reason"], "message": ending["message"]} if failed else None,
+        attempt=attempt,
+        finished=round(time.time(), 3),
+        versions=provenance.versions(),
+        commit=provenance.commit(),
+        resumed=int(report.get("resumed", 0)),
+        redone_steps=int(report.get("redone_steps", 0)),
+        alarms=tuple(work.alarms),
+    )
