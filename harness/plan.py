@@ -10,7 +10,7 @@ import methods
 from harness.stage import EVALUATIONS, Stage, task_class
 from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow
 from methods.errors import InputError
-from methods.values import by_type, did_you_mean, with_field
+from methods.values import by_type, did_you_mean, with_fields
 
 SET_KINDS = ("pretrain", "teacher", "tokenizer", *EVALUATIONS)
 
@@ -154,8 +154,8 @@ class _Builder:
         """
         own = changes_for("pretrain", changed)
         task = task_class("pretrain")(method=methods.get(name), data=self.scale.data, seed=seed)
-        task = self.scaled("pretrain", _with_all(task, own, where))
-        return _with_all(task, own, where)
+        task = self.scaled("pretrain", with_fields(task, own, where))
+        return with_fields(task, own, where)
 
     def evaluation(
         self,
@@ -169,13 +169,13 @@ class _Builder:
         cls = task_class(kind)
         data = self.scale.segmentation_data if kind == "segmentation" else self.scale.data
         task = cls(encoder=encoder, data=data, seed=seed)
-        task = _with_all(task, published.get(kind, {}), f"{where}, published {kind} protocol")
-        return _with_all(self.scaled(kind, task), changes_for(kind, changed), where)
+        task = with_fields(task, published.get(kind, {}), f"{where}, published {kind} protocol")
+        return with_fields(self.scaled(kind, task), changes_for(kind, changed), where)
 
     def scaled(self, kind: str, task: Any) -> Any:
         where = f"scale {self.scale.name}"
         task = by_type(task, self.scale.parts, f"{where}, parts")
-        task = _with_all(task, self.scale.tasks.get(kind, {}), f"{where}, tasks.{kind}")
+        task = with_fields(task, self.scale.tasks.get(kind, {}), f"{where}, tasks.{kind}")
         return _with_threads(task, self.scale.threads)
 
     def frozen_stage(self, role: str, changed: Mapping[str, Any], where: str) -> Stage:
@@ -188,7 +188,7 @@ class _Builder:
             hint = did_you_mean(role, known)
             raise InputError(f"{where}: scale {self.scale.name} has no teacher {role!r}{hint}")
         task = _with_threads(known[role], self.scale.threads)
-        task = _with_all(task, changes_for(kind, changed), where)
+        task = with_fields(task, changes_for(kind, changed), where)
         needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
         return self.frozen.setdefault(role, Stage(kind, role, task, needs))
 
@@ -196,12 +196,6 @@ class _Builder:
 def _with_threads(task: Any, threads: int) -> Any:
     has = any(each.name == "threads" for each in fields(task))
     return replace(task, threads=threads) if threads and has else task
-
-
-def _with_all(task: Any, changes: Mapping[str, Any], where: str) -> Any:
-    for path, plain in changes.items():
-        task = with_field(task, path, plain, where)
-    return task
 
 
 def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:

@@ -209,48 +209,70 @@ def _convert_scalar(hint: Any, plain: Any, where: str) -> Any:
     return plain
 
 
-def with_field(value: Any, path: str, plain: Any, where: str) -> Any:
-    """`value` with the field at the dotted `path` (list positions as numbers) read from `plain`.
+def with_fields(value: Any, changes: Mapping[str, Any], where: str) -> Any:
+    """`value` with the fields of `changes` read from plain data, all at once.
 
-    A table without "type" changes just the fields it names; anything else replaces the field.
-    Raises InputError naming `where` and the path.
+    Names may be dotted, with positions of a list as numbers ("objectives.0.loss"). A table without
+    "type" changes just the fields it names; anything else replaces the field. Checks see the
+    result only, so that fields which depend on each other may change together. Raises InputError
+    naming `where` and the field.
     """
-    name, _, rest = path.partition(".")
-    place = _at(where, name)
-    if isinstance(value, tuple):
-        return _with_item(value, name, rest, plain, place)
-    if isinstance(value, Mapping):
-        old = value.get(name)
-        return {**value, name: with_field(old, rest, plain, place) if rest else plain}
-    if not dataclasses.is_dataclass(value) or isinstance(value, type):
-        raise InputError(f"{where}: has no fields, so no {name!r}")
-    if name not in _fields(type(value)):
-        known = did_you_mean(name, _fields(type(value)))
-        raise InputError(f"{place}: unknown field{known}")
-    old = getattr(value, name)
-    hint = _hints(type(value))[name]
-    new = with_field(old, rest, plain, place) if rest else _merged(hint, old, plain, place)
-    changed = {key: getattr(value, key) for key in _fields(type(value))} | {name: new}
-    return construct(type(value), changed, place)
+    return _merged(type(value), value, nested(changes, where), where)
 
 
-def _with_item(items: tuple[Any, ...], name: str, rest: str, plain: Any, where: str) -> Any:
-    if not name.isdecimal() or int(name) >= len(items):
-        raise InputError(f"{where}: expected a position from 0 to {len(items) - 1}")
-    position, old = int(name), items[int(name)]
-    declared = next((base for base in type(old).__mro__[-2::-1] if base is not object), type(old))
-    new = with_field(old, rest, plain, where) if rest else _merged(declared, old, plain, where)
-    return (*items[:position], new, *items[position + 1 :])
+def nested(changes: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """{"a.b": 1, "a.c": 2} as {"a": {"b": 1, "c": 2}}; a later change wins over an earlier one."""
+    table: dict[str, Any] = {}
+    for path, plain in changes.items():
+        *parents, last = path.split(".")
+        place = table
+        for name in parents:
+            below = place.get(name)
+            place[name] = dict(below) if isinstance(below, Mapping) else {}
+            place = place[name]
+        old = place.get(last)
+        both = isinstance(old, Mapping) and isinstance(plain, Mapping) and "type" not in plain
+        place[last] = {**old, **plain} if both else plain  # type: ignore[dict-item]
+    if "" in table:
+        raise InputError(f"{where}: a field's name is empty")
+    return table
 
 
 def _merged(hint: Any, old: Any, plain: Any, where: str) -> Any:
-    partial = isinstance(plain, Mapping) and dataclasses.is_dataclass(old)
-    if not partial or plain.get("type") not in (None, type(old).__name__):
+    if not isinstance(plain, Mapping):
         return _convert(hint, plain, where)
+    if isinstance(old, tuple):
+        return _merged_items(old, plain, where)
+    if isinstance(old, Mapping):
+        return _convert(hint, {**old, **plain}, where)
+    if not dataclasses.is_dataclass(old) or plain.get("type") not in (None, type(old).__name__):
+        return _convert(hint, plain, where)
+    cls = type(old)
+    hints, known = _hints(cls), {name: getattr(old, name) for name in _fields(cls)}
     for name, item in plain.items():
-        if name != "type":
-            old = with_field(old, name, item, where)
-    return old
+        if name == "type":
+            continue
+        if name not in known:
+            raise InputError(f"{_at(where, name)}: unknown field{did_you_mean(name, known)}")
+        known[name] = _merged(hints[name], known[name], item, _at(where, name))
+    return construct(cls, known, where)
+
+
+def _merged_items(items: tuple[Any, ...], plain: Mapping[str, Any], where: str) -> Any:
+    changed = list(items)
+    for name, item in plain.items():
+        if not name.isdecimal() or int(name) >= len(items):
+            known = f"a position from 0 to {len(items) - 1}" if items else "nothing: it is empty"
+            raise InputError(f"{_at(where, name)}: expected {known}")
+        old = items[int(name)]
+        changed[int(name)] = _merged(_base(old), old, item, _at(where, name))
+    return tuple(changed)
+
+
+def _base(value: Any) -> Any:
+    """The most general dataclass above the class of `value`: what may take its place in a list."""
+    above = [cls for cls in type(value).__mro__ if dataclasses.is_dataclass(cls)]
+    return above[-1] if above else type(value)
 
 
 def by_type(value: Any, changes: Mapping[str, Mapping[str, Any]], where: str) -> Any:
@@ -261,7 +283,9 @@ def by_type(value: Any, changes: Mapping[str, Mapping[str, Any]], where: str) ->
         return value
     cls = type(value)
     known = {name: by_type(getattr(value, name), changes, where) for name in _fields(cls)}
-    value = construct(cls, known, where)
-    for name, item in changes.get(cls.__name__, {}).items():
-        value = with_field(value, name, item, _at(where, cls.__name__))
-    return value
+    own = _at(where, cls.__name__)
+    for name, item in nested(changes.get(cls.__name__, {}), own).items():
+        if name not in known:
+            raise InputError(f"{_at(own, name)}: unknown field{did_you_mean(name, known)}")
+        known[name] = _merged(_hints(cls)[name], known[name], item, _at(own, name))
+    return construct(cls, known, own if cls.__name__ in changes else where)
