@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from methods.errors import InputError
-
 if TYPE_CHECKING:
     from methods.data.imagefolder import ImageFolder
 
@@ -163,9 +161,9 @@ class ImageNet(ImageData):
     @property
     def classes(self) -> tuple[str, ...]:
         """The 1000 synsets in the order of their labels."""
-        from timm.data import ImageNetInfo
+        from methods.data.imagefolder import synsets
 
-        return tuple(ImageNetInfo().label_names())
+        return synsets()
 
     def images(self, split: Split) -> int:
         """1,281,167 to train on, 50,000 to validate."""
@@ -179,14 +177,16 @@ class ImageNet(ImageData):
         """Check both folders and their counts; InputError says what to fetch and where."""
         from methods.data.imagefolder import check_imagenet
 
-        for split in ("train", "validation"):
-            check_imagenet(self.folder(root, split), self.images(split), InputError)
+        splits: tuple[Split, ...] = ("train", "validation")
+        for split in splits:
+            check_imagenet(self.folder(root, split), self.images(split))
 
     def open(self, root: Path, split: Split) -> ImageFolder:
         """The split's images; StageError("data") where some are missing."""
         from methods.data.imagefolder import open_imagenet
 
-        return open_imagenet(self.folder(root, split), self.images(split), self.skip)
+        skip = 0 if split == "validation" else self.skip
+        return open_imagenet(self.folder(root, split), self.images(split), skip)
 
 
 @dataclass(frozen=True)
