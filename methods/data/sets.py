@@ -25,6 +25,7 @@ MATERIALS = (
 )
 
 
+@dataclass(frozen=True)
 class ImageData:
     """Images with one label each; the base of the values that a stage's `data` field takes."""
 
@@ -46,6 +47,7 @@ class ImageData:
         raise NotImplementedError
 
 
+@dataclass(frozen=True)
 class SegmentationData:
     """Images with a mask each, in the layout of ADEChallengeData2016 (jpg images, png masks).
 
