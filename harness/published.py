@@ -1,4 +1,4 @@
-"""The published numbers of results/published.csv: read strictly, and looked up for a table's row."""
+"""The published numbers of results/published.csv, read strictly and looked up for a table."""
 
 from __future__ import annotations
 

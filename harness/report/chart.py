@@ -189,23 +189,30 @@ def scatter(
     places = [(to_x(along(point.x)), y(point.y)) for point in points]
     heights = _apart([place[1] for place in places], 13, top, bottom)
     marks = [
-        [
-            element(
-                "path",
-                d=f"M{px:.1f} {y(p.low):.1f}V{y(p.high):.1f}",
-                class_=f"seed {_tone(p.series)}",
-            ),
-            element("path", d=f"M{px + 6:.1f} {py:.1f}L{right + 8} {h:.1f}", class_="leader"),
-            element(
-                "g",
-                element("title", f"{p.label}: {p.y:.1f} at {unit(p.x)}"),
-                marker(px, py, p.series),
-            ),
-            element("text", _short(p.label, 18), x=right + 12, y=h + 4),
-        ]
-        for p, (px, py), h in zip(points, places, heights, strict=True)
+        _scatter_mark(point, place, y, (right, h), unit)
+        for point, place, h in zip(points, places, heights, strict=True)
     ]
     return _svg(width, height, f"{title} against {x_title}", heading, grid, axis, marks)
+
+
+def _scatter_mark(
+    point: Point,
+    place: tuple[float, float],
+    y: Scale,
+    label: tuple[float, float],
+    unit: Callable[[float], str],
+) -> list[Safe]:
+    (x, middle), (right, height) = place, label
+    reach = f"M{x:.1f} {y(point.low):.1f}V{y(point.high):.1f}"
+    tip = element("title", f"{point.label}: {point.y:.1f} at {unit(point.x)}")
+    return [
+        element(
+            "path", d=f"M{x + 6:.1f} {middle:.1f}L{right + 8:.1f} {height:.1f}", class_="leader"
+        ),
+        element("path", d=reach, class_=f"seed {_tone(point.series)}"),
+        element("g", tip, marker(x, middle, point.series)),
+        element("text", _short(point.label, 18), x=right + 12, y=height + 4),
+    ]
 
 
 def curves(

@@ -90,7 +90,8 @@ def _line(
     first = group.iloc[0]
     backbone = first["backbone"] if scale == "paper" else ORIENTATION
     trained = float(first["epochs"]) if first["epochs"] > 0 else None
-    shown = published.schedule(known, first["method"], backbone, trained)
+    default = not first["changed"]  # a published number is of the method as it is defined
+    shown = published.schedule(known, first["method"], backbone, trained) if default else None
     cells = {name: _text(first[name]) for name in ("method", "variant", *_PARTS)}
     cells["epochs"] = Cell(numbers.epochs(trained), trained)
     cells["seeds"] = Cell(str(group["seed"].nunique()), float(group["seed"].nunique()))

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from harness.report.table import Cell, Column, Line, Table, clean
+from harness.report.table import Cell, Column, Table, clean
 from methods.errors import InputError
 from methods.values import from_plain, to_plain
 
@@ -46,11 +46,7 @@ def markdown(tables: Iterable[Table]) -> str:
 def _markdown_table(table: Table) -> str:
     header = [markdown_text(heading(column)) for column in table.columns]
     rule = ["---:" if column.numeric else "---" for column in table.columns]
-    body = [
-        [markdown_cell(cell, line) if index == 0 else markdown_cell(cell) for index, cell in cells]
-        for line in table.lines
-        for cells in [list(enumerate(line.cells))]
-    ]
+    body = [[markdown_cell(cell) for cell in line.cells] for line in table.lines]
     parts = [f"## {markdown_text(table.title)}", ""]
     parts += [f"> {markdown_text(table.banner)}", ""] if table.banner else []
     parts += _aligned([header, rule, *body], [column.numeric for column in table.columns])
@@ -61,24 +57,23 @@ def _markdown_table(table: Table) -> str:
 def _aligned(rows: list[list[str]], right: list[bool]) -> list[str]:
     """Rows of equal width, because Markdown is read in terminals too."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows[1] = [
-        "-" * (width - flush) + ":" * flush for width, flush in zip(widths, right, strict=True)
-    ]
-    return [
-        "| "
-        + " | ".join(
+    sizes = list(zip(widths, right, strict=True))
+    rows[1] = ["-" * (width - flush) + ":" * flush for width, flush in sizes]
+    padded = [
+        [
             cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(row, widths, right, strict=True)
-        )
-        + " |"
+            for cell, (width, flush) in zip(row, sizes, strict=True)
+        ]
         for row in rows
     ]
+    return ["| " + " | ".join(row) + " |" for row in padded]
 
 
 def heading(column: Column) -> str:
     """`published ft`: Markdown, terminals and phones have no headings over several columns."""
-    group = "" if column.group == "measured" else GROUPS.get(column.group, "")
-    return f"{group} {column.title}".strip()
+    if column.group in ("", "measured"):
+        return column.title
+    return f"{GROUPS[column.group]} {column.title.lower()}"
 
 
 def markdown_text(text: str) -> str:
@@ -86,15 +81,13 @@ def markdown_text(text: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", clean(text)).replace("&", "&amp;")
 
 
-def markdown_cell(cell: Cell, line: Line | None = None) -> str:
+def markdown_cell(cell: Cell) -> str:
     text = markdown_text(cell.text)
     if cell.mark == "best":
         return f"**{text}**"
     if cell.mark == "second":
         return f"<u>{text}</u>"
-    return (
-        f"**{text}** (default)" if line and line.role == "default" and text != "default" else text
-    )
+    return text
 
 
 def latex(tables: Iterable[Table]) -> str:
@@ -237,10 +230,10 @@ def terminal(tables: Iterable[Table], width: int | None = None) -> str:
         for line in table.lines:
             grid.add_row(*(Text(clean(cell.text), _STYLE[cell.mark]) for cell in line.cells))
         if table.banner:
-            console.print(Text(clean(table.banner), "bold"))
+            console.print(Text(clean(table.banner), "bold"), width=min(console.width, 100))
         console.print(grid)
         for note in table.notes:
-            console.print(Text(f"  {clean(note)}", "dim"))
+            console.print(Text(clean(note), "dim"), width=min(console.width, 100))
     return out.getvalue()
 
 

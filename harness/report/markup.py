@@ -17,8 +17,8 @@ VOID = frozenset({"meta", "input", "img", "br", "link"})
 def element(name: str, *children: Any, **attributes: Any) -> Safe:
     """`<name attributes>children</name>`.
 
-    Attribute names: `class_` is class, `data_value` is data-value. None and False leave an attribute
-    or child out, True writes the bare name; lists of children are flattened.
+    Attribute names: `class_` is class, `data_value` is data-value. None and False leave an
+    attribute or child out, True writes the bare name; lists of children are flattened.
     """
     words = "".join(_attribute(key, value) for key, value in attributes.items())
     if name in VOID:

@@ -1,0 +1,136 @@
+"""A report of one study: its records, their DataFrame, and the tables made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from harness import published
+from harness.report import formats
+from harness.report.ablation import ablations
+from harness.report.comparison import comparison
+from harness.report.records import FIELDS, frame, make_records
+from harness.report.source import Source
+from harness.report.table import Table
+from methods.errors import InputError
+from methods.values import did_you_mean
+
+if TYPE_CHECKING:
+    import pandas
+
+FORMATS = {
+    "terminal": "txt",
+    "md": "md",
+    "csv": "csv",
+    "json": "json",
+    "latex": "tex",
+    "html": "html",
+}
+
+
+@dataclass(frozen=True)
+class Report:
+    """What every output format is made of. `frame` has the columns records.FIELDS."""
+
+    source: Source
+    plan: Mapping[str, Any]
+    records: list[dict[str, Any]]
+    frame: pandas.DataFrame
+    tables: tuple[Table, ...]
+
+    @property
+    def study(self) -> dict[str, Any]:
+        """Name, title, scale and its note."""
+        return dict(self.plan["study"])
+
+
+def build(source: Source, study: str, scale: str | None = None) -> Report:
+    """Reads everything but curves and pictures. Raises InputError where there is no such study."""
+    plan = source.plan(study, scale)
+    records = make_records(source, plan)
+    if not records:
+        raise InputError(f"study {study!r} has no evaluation to report")
+    table = frame(records)
+    about = dict(plan["study"])
+    first = comparison(table, about, published.read())
+    rest = ablations(table, about, _defaults(source, records))
+    return Report(source, plan, records, table, (first, *rest))
+
+
+def _defaults(source: Source, records: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
+    """The pretraining task of each method's row without changes, for `8 → 4` in ablations."""
+    found: dict[str, Mapping[str, Any]] = {}
+    wanted = {record["method"] for record in records if record["changed"]}
+    for record in records:
+        method, key = record["method"], record["pretrain_key"]
+        if key and method in wanted and method not in found and not record["changed"]:
+            found[method] = source.stage(key).get("task") or {}
+    return found
+
+
+def render(
+    source: Source,
+    study: str = "comparison",
+    scale: str | None = None,
+    format: str = "terminal",
+    width: int | None = None,
+) -> str:
+    """The report as text. `width` is the terminal's; without it tables are as wide as they are."""
+    _check_format(format)
+    return as_text(build(source, study, scale), format, width)
+
+
+def as_text(report: Report, format: str, width: int | None = None) -> str:
+    """The report in one of FORMATS; CSV holds the comparison only."""
+    if format == "terminal":
+        return formats.terminal(report.tables, width)
+    if format == "md":
+        return formats.markdown(report.tables)
+    if format == "csv":
+        return formats.comma_separated(report.tables[0])
+    if format == "json":
+        return formats.to_json(report.study, report.records, report.tables)
+    if format == "latex":
+        return formats.latex(report.tables)
+    from harness.report.page import page
+
+    return page(report)
+
+
+def write(
+    source: Source, study: str, scale: str | None, format: str | None, out: Path
+) -> list[Path]:
+    """Writes the files into `out`: `<study>-<scale>.<format>`, or without `format` all of them.
+
+    Tables go into one file per format; CSV has one file per table, and the records in
+    `<study>-<scale>-runs.csv`. Raises InputError where `out` cannot be written.
+    """
+    for each in [format] if format else []:
+        _check_format(each)
+    report = build(source, study, scale)
+    name = f"{report.study['name']}-{report.study['scale']}"
+    texts: dict[str, str] = {}
+    for each in [format] if format else [each for each in FORMATS if each != "terminal"]:
+        texts[f"{name}.{FORMATS[each]}"] = as_text(report, each)
+        if each == "csv":
+            rest = {t.name: formats.comma_separated(t) for t in report.tables[1:]}
+            texts |= {f"{name}-{table}.csv": text for table, text in rest.items()}
+            texts[f"{name}-runs.csv"] = formats.records_csv(report.records, FIELDS)
+    return [_write(out, file, text) for file, text in texts.items()]
+
+
+def _write(out: Path, name: str, text: str) -> Path:
+    path = out / "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"--out {out}: {path.name}: {error.strerror}") from None
+    return path
+
+
+def _check_format(format: str) -> None:
+    if format not in FORMATS:
+        raise InputError(f"--format: unknown {format!r}{did_you_mean(format, FORMATS)}")
