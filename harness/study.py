@@ -144,9 +144,35 @@ def load_study(name: str) -> Study:
 
 
 def load_scale(name: str) -> Scale:
-    """The scale `name` (of harness/scales, or a path to a TOML file)."""
+    """The scale `name` (of harness/scales, or a path to a TOML file), laid over its `base`."""
     path = find_file(name, SCALES, "scale")
-    return from_plain(Scale, {"name": path.stem, **read_toml(path)}, str(path))
+    return from_plain(Scale, {**_scale_table(path, ()), "name": path.stem}, str(path))
+
+
+def _scale_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    if path in above:
+        raise InputError(f"{path}: base: a scale cannot be based on itself")
+    table = read_toml(path)
+    base = table.pop("base", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise InputError(f"{path}: base: expected the name of a scale")
+    return _laid_over(_scale_table(find_file(base, SCALES, "scale"), (*above, path)), table)
+
+
+def _laid_over(below: Any, above: Any) -> Any:
+    """Tables merged field by field; a table with a type, and all else, replaces what is below."""
+    both = isinstance(below, dict) and isinstance(above, dict)
+    if not both or above.get("type") not in (None, below.get("type")):
+        return above
+    names = [*below, *(name for name in above if name not in below)]
+    return {
+        name: _laid_over(below[name], above[name])
+        if name in below and name in above
+        else above.get(name, below.get(name))
+        for name in names
+    }
 
 
 def plan_name(study: Study, scale: str) -> str:
