@@ -116,12 +116,12 @@ class _Run:
             checkpoint.discard_unfinished(self.state)
         self.cost.resume(self.done, self.work.rewind(self.done))
         if distributed.world() > 1:
+            # No static_graph: its first update must synchronise, which accumulation does not.
             self.model = DistributedDataParallel(
                 self.module,
                 device_ids=[self.device] if self.device.type == "cuda" else None,
                 broadcast_buffers=False,
                 gradient_as_bucket_view=True,
-                static_graph=True,
             )
 
     def _load(self, state: dict[str, Any]) -> None:
