@@ -5,9 +5,18 @@ The store is what the program believes, so everything here may fail, be late, or
 mlflow itself is loaded when a mirror first opens its server or database.
 """
 
-from harness.tracking.follow import following, sync
+from harness.tracking.follow import following, forwarding, sync
 from harness.tracking.mirror import Mirror, Summary
 from harness.tracking.server import default_uri, serve
 from harness.tracking.source import MlflowSource
 
-__all__ = ["Mirror", "MlflowSource", "Summary", "default_uri", "following", "serve", "sync"]
+__all__ = [
+    "Mirror",
+    "MlflowSource",
+    "Summary",
+    "default_uri",
+    "following",
+    "forwarding",
+    "serve",
+    "sync",
+]

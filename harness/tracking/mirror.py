@@ -1,33 +1,26 @@
-"""Brings MLflow level with the store for one study: what is missing is made, what lies is put right."""
+"""Brings MLflow level with the store for one study: makes what is missing, corrects what lies."""
 
 from __future__ import annotations
 
 import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.report.source import StoreSource
 from harness.store import Store
 from harness.tracking import record
-from harness.tracking.artifacts import Artifacts
+from harness.tracking.level import Levelling
+from harness.tracking.liveness import state_from_files
 from harness.tracking.record import StageView
-from harness.tracking.runs import Run, Runs
-from harness.tracking.server import (
-    artifact_location,
-    check_uri,
-    connect,
-    default_uri,
-    without_secrets,
-    writing,
-)
+from harness.tracking.runs import Runs
+from harness.tracking.server import check_uri, connect, default_uri, without_secrets, writing
 from methods.errors import InputError
-from methods.values import fingerprint
 
 log = logging.getLogger(__name__)
-PARENT = "mlflow.parentRunId"
 
 
 @dataclass(frozen=True)
@@ -61,11 +54,10 @@ class Mirror:
         study: str,
         uri: str | None = None,
         state: Callable[[str], str] | None = None,
-        scale: str | None = None,
     ) -> None:
-        self.root, self.study, self.scale = store.root, study, scale
+        self.root, self.study = store.root, study
         self.uri = check_uri(uri or default_uri(store.root))
-        self._store, self._state = store, state
+        self._state = state
         self._runs: Runs | None = None
         self._views: dict[str, tuple[object, StageView]] = {}
         self._warned = False
@@ -76,10 +68,10 @@ class Mirror:
         Never raises for MLflow's sake: a server that is away is warned of once and asked again by
         the next pass. Raises InputError where the store has no such study.
         """
-        plan = StoreSource(self.root).plan(self.study, self.scale)
+        plan = StoreSource(self.root).plan(self.study)
         try:
             with writing(self.root, self.uri):
-                summary = _Pass(self, plan, self._open()).run(keys)
+                summary = self._pass(plan, keys)
         except InputError:
             raise
         # Whatever goes wrong between here and a server belongs to the server: training goes on.
@@ -91,6 +83,14 @@ class Mirror:
             log.warning("%s", summary)
         return summary
 
+    def _pass(self, plan: Mapping[str, Any], keys: Collection[str] | None) -> Summary:
+        runs, store = self._open(), Store(self.root)  # a Store remembers which folders there are
+        source = StoreSource(self.root, self._state or state_from_files(store))
+        source.store = store
+        levelling = Levelling(plan, runs, partial(self._view, source), self.root, self.uri)
+        levelling.run(keys)
+        return Summary(len(runs.by_key), runs.written, levelling.error)
+
     def _open(self) -> Runs:
         if self._runs is None:
             runs = Runs(connect(self.uri), store_id(self.root))
@@ -99,50 +99,42 @@ class Mirror:
         self._runs.written = 0
         return self._runs
 
-    def view(self, key: str) -> StageView | None:
+    def _view(self, source: StoreSource, key: str) -> StageView | None:
         """What the files say of a stage; read again only when one of them has changed."""
-        folder = self._store.find(key)
+        folder = source.store.find(key)
         if folder is None or not (folder / "stage.json").exists():
             return None
-        source = StoreSource(self.root, self._state)
-        source.store = self._store
         outcome = source.outcome(key)
         seen = (outcome, *_stamps(folder))
         known = self._views.get(key)
         if known is not None and known[0] == seen:
             return known[1]
         points = tuple(record.points(source.history(key)))
-        jobs = tuple(self._store.attempts(folder))
+        jobs = tuple(source.store.attempts(folder))
         view = StageView(key, source.stage(key), outcome, jobs, points, folder)
         self._views[key] = (seen, view)
         return view
 
 
-class _Pass:
-    """One pass over one plan."""
+def _stamps(folder: Path) -> Iterator[tuple[str, int, int]]:
+    files = [folder / "stage.json", folder / "metrics.jsonl", folder / "outcome.json"]
+    for path in [*files, *sorted((folder / "attempts").glob("*/job.json"))]:
+        try:
+            stat = path.stat()
+        except OSError:
+            continue
+        yield str(path), stat.st_mtime_ns, stat.st_size
 
-    def __init__(self, mirror: Mirror, plan: Mapping[str, Any], runs: Runs) -> None:
-        self.mirror, self.plan, self.runs = mirror, plan, runs
-        self.study, self.scale = str(plan["study"]["name"]), str(plan["study"]["scale"])
-        name = f"{self.study}-{self.scale}"
-        location = artifact_location(mirror.root, mirror.uri, name)
-        self.experiment = runs.experiment(name, location, experiment_tags(plan))
-        self.artifacts = Artifacts(runs.client, mirror.root)
-        self.damage = ""
 
-    def run(self, keys: Collection[str] | None) -> Summary:
-        rows = [row for row in self.plan["rows"] if keys is None or self.lineage(row) & set(keys)]
-        for order, row in enumerate(self.plan["rows"]):
-            if row in rows:
-                self.parent(order, row)
-        views = {key: view for key in self.plan["stages"] if (view := self.safe_view(key))}
-        for row in rows:
-            for key in self.plan["stages"]:
-                if key in self.lineage(row) and key in views and (keys is None or key in keys):
-                    self.child(row, views.pop(key) if keys is not None else views[key])
-        if keys is None:
-            for row in rows:
-                self.close(row, views)
-            self.retire(rows)
-        error = self.damage or self.artifacts.error
-        return Summary(len(self.runs.by_key), self.runs.written, error)
+def store_id(root: Path) -> str:
+    """What tells this store's runs from another's on the same server; it moves with the store."""
+    path = root / "store-id"
+    if not path.exists():
+        root.mkdir(parents=True, exist_ok=True)
+        path.write_text(f"{secrets.token_hex(6)}\n", encoding="utf-8")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def _one_line(error: Exception) -> str:
+    lines = without_secrets(str(error)).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0][:300]}"

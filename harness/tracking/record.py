@@ -1,4 +1,4 @@
-"""What MLflow is to hold, worked out from the store's files alone: names, tags, metrics, statuses."""
+"""What MLflow is to hold, worked out from the store's files: names, tags, metrics, statuses."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def flatten(plain: Any, prefix: str = "") -> dict[str, str]:
 
 
 def params(task: Mapping[str, Any]) -> dict[str, str]:
-    """Every field of a task as MLflow's parameters; a method's own fields stand without `method.`."""
+    """Every field of a task as MLflow's parameters; a method's own stand without `method.`."""
     rest = {name: value for name, value in task.items() if name != "method"}
     method = task.get("method")
     both = {**flatten(rest), **flatten(method if isinstance(method, Mapping) else {})}
@@ -182,6 +182,9 @@ def status(view: StageView) -> tuple[str, str]:
         return {"running": "RUNNING", "queued": "SCHEDULED"}[state], ""
     if state == "blocked":
         return "KILLED", "needs"
+    stopped = str(view.jobs[-1].get("stopped", "")) if view.jobs else ""
+    if stopped:
+        return "KILLED", without_secrets(stopped)[:200]
     return "KILLED", "killed" if view.points else "not run"
 
 
@@ -199,7 +202,11 @@ def stage_tags(view: StageView, study: str, scale: str) -> dict[str, str]:
     stage, job = view.stage, view.jobs[-1] if view.jobs else {}
     needs = stage.get("needs") or {}
     tags = {
-        **{"level": "stage", "key": view.key, "stage": view.kind, "study": study, "scale": scale},
+        "level": "stage",
+        "key": view.key,
+        "stage": view.kind,
+        "study": study,
+        "scale": scale,
         **{name: str(stage.get(name, "")) for name in ("method", "variant", "seed", "label")},
         "parent_key": ",".join(str(key) for key in needs.values()),
         "commit": str(view.outcome.get("commit") or stage.get("commit") or ""),
@@ -214,5 +221,6 @@ def stage_tags(view: StageView, study: str, scale: str) -> dict[str, str]:
     error = view.outcome.get("error") or {}
     message = without_secrets(str(error.get("message", "")))[:TAG_LENGTH]
     tags = {name: without_secrets(value) for name, value in tags.items()}
-    told = {k: v for k, v in view.outcome.items() if k != "metrics"}
-    return {**tags, "error": message, **long_tag("outcome", told), **long_tag("stage", dict(stage))}
+    told = {name: value for name, value in view.outcome.items() if name != "metrics"}
+    hidden = {**long_tag("outcome", told), **long_tag("stage", dict(stage))}
+    return {**tags, "error": message, **hidden}

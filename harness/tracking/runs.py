@@ -13,6 +13,7 @@ from harness.tracking.server import without_secrets
 
 CHUNK = 1000  # metrics in one request, MLflow's documented limit
 SMALL_CHUNK = 100  # parameters or tags in one request
+OURS = "tags.harness = 'yes'"  # experiments that this program made
 ENDED = ("FINISHED", "FAILED", "KILLED")
 SAME = 0.01  # relative
 
@@ -53,25 +54,16 @@ class Runs:
     def read(self) -> None:
         """Reads every run of this store. Of twins the older stays and the others are deleted."""
         self.by_key = {}
-        query = "tags.harness = 'yes'"
-        experiments = [each.experiment_id for each in _pages(self._experiments(query))]
+        experiments = [
+            each.experiment_id for each in pages(self.client.search_experiments, filter_string=OURS)
+        ]
         if not experiments:
             return
-        found = list(_pages(self._search(experiments)))
+        found = pages(self.client.search_runs, experiments, f"tags.store = '{self.store}'")
         for each in sorted(found, key=lambda each: (each.info.start_time, each.info.run_id)):
             run = _read(each)
             if self.by_key.setdefault(run.tags["key"], run) is not run:
                 self.client.delete_run(run.id)
-
-    def _experiments(self, query: str) -> Any:
-        return lambda token: self.client.search_experiments(
-            filter_string=query, page_token=token, max_results=500
-        )
-
-    def _search(self, experiments: list[str]) -> Any:
-        return lambda token: self.client.search_runs(
-            experiments, f"tags.store = '{self.store}'", page_token=token, max_results=500
-        )
 
     def create(
         self, experiment: str, key: str, name: str, tags: Mapping[str, str], started: int
@@ -154,7 +146,8 @@ class Runs:
         )
 
     def _log(self, run: Run, points: Iterable[Point]) -> int:
-        count, batch, size = 0, [], 0
+        count, size = 0, 0
+        batch: list[Point] = []
         for point in points:
             if size + len(point.values) > CHUNK and batch:
                 self._send(run, batch)
@@ -211,11 +204,13 @@ def _chunks(names: Iterable[str], size: int) -> Iterable[list[str]]:
     return (every[at : at + size] for at in range(0, len(every), size))
 
 
-def _pages(search: Any) -> Iterable[Any]:
+def pages(search: Any, *words: Any, **filters: Any) -> list[Any]:
+    """Everything that one of MLflow's searches finds."""
+    found: list[Any] = []
     token = None
     while True:
-        page = search(token)
-        yield from page
+        page = search(*words, max_results=500, page_token=token, **filters)
+        found += page
         token = page.token
         if not token:
-            return
+            return found

@@ -26,6 +26,12 @@ LOCK_SECONDS = 600.0
 
 
 def default_uri(root: Path) -> str:
+    """The server that MLFLOW_TRACKING_URI names, where it names one, else the store's own file."""
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    return named if named.startswith(("http://", "https://")) else own_uri(root)
+
+
+def own_uri(root: Path) -> str:
     """The address of the store's own sqlite file, runs/mlflow.db."""
     return f"{SQLITE}{root.resolve() / 'mlflow.db'}"
 
@@ -114,7 +120,7 @@ def serve(store: Any, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
 
     The file is made first, under the lock, because the server's own workers would race for it.
     """
-    uri = default_uri(store.root)
+    uri = own_uri(store.root)
     with writing(store.root, uri):
         connect(uri).search_experiments(max_results=1)
     print(f"MLflow shows {store.root} at http://{host}:{port} (stop with Ctrl-C)", flush=True)
@@ -126,7 +132,7 @@ def serve_command(root: Path, host: str, port: int) -> list[str]:
     """The command that `serve` becomes."""
     artifacts = (root.resolve() / "mlartifacts").as_uri()
     return [
-        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", default_uri(root)),
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", own_uri(root)),
         *("--artifacts-destination", artifacts, "--host", host, "--port", str(port)),
         *("--workers", "1"),
     ]

@@ -1,0 +1,120 @@
+"""Reads a study back from MLflow alone, as the report reads it from a store."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from harness.tracking.record import SHORT, read_long_tag
+from harness.tracking.runs import OURS, pages
+from harness.tracking.server import check_uri, connect, without_secrets
+from methods.errors import InputError
+
+
+class MlflowSource:
+    """A report's source (harness.report.source) that needs no store, only a tracking server.
+
+    Raises InputError for a bad address, and where the server does not answer or has no such study.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = check_uri(uri)
+        self._client: Any = None
+        self._stages: dict[str, Any] = {}
+
+    @property
+    def client(self) -> Any:
+        if self._client is None:
+            self._client = connect(self.uri)
+        return self._client
+
+    def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
+        """The study's plan, put together from its rows' runs."""
+        try:
+            return self._plan(study, scale)
+        except InputError:
+            raise
+        except Exception as error:
+            what = without_secrets(str(error)).splitlines()[0][:200]
+            raise InputError(f"MLflow at {without_secrets(self.uri)}: {what}") from None
+
+    def _plan(self, study: str, scale: str | None) -> dict[str, Any]:
+        every = pages(self.client.search_experiments, filter_string=OURS)
+        found = [each for each in every if each.tags.get("study") == study]
+        mine = [each for each in found if scale in (None, each.tags.get("scale"))]
+        where = f"in MLflow at {without_secrets(self.uri)}"
+        if len(mine) != 1:
+            scales = sorted(each.tags.get("scale", "") for each in found)
+            hint = f"; choose a --scale of {', '.join(scales)}" if scales else ""
+            raise InputError(
+                f"{'no' if not mine else 'more than one'} study {study!r} {where}{hint}"
+            )
+        runs = pages(self.client.search_runs, [each.experiment_id for each in every])
+        self._stages = {run.data.tags["key"]: run for run in runs if _level(run) == "stage"}
+        rows = [run for run in runs if _level(run) == "row" and _planned(run, mine[0].tags)]
+        told = [read_long_tag("row", run.data.tags) for run in _newest_store(rows)]
+        told = sorted((each for each in told if each), key=lambda each: each["order"])
+        stages = {key: value for each in told for key, value in each["stages"].items()}
+        about = read_long_tag("plan", mine[0].tags) or {}
+        return {**about, "rows": [each["row"] for each in told], "stages": stages}
+
+    def outcome(self, key: str) -> Mapping[str, Any]:
+        """How the stage ended; its metrics are those that MLflow shows."""
+        run = self._stages.get(key)
+        told = read_long_tag("outcome", run.data.tags) if run is not None else None
+        if run is None or not isinstance(told, dict):
+            return {"state": "missing"}
+        prefix = f"{SHORT[run.data.tags['stage']]}/"
+        final = run.data.metrics.items() if told.get("state") == "done" else ()
+        metrics = {k.removeprefix(prefix): v for k, v in final if k.startswith(prefix)}
+        return {**told, "metrics": metrics}
+
+    def stage(self, key: str) -> Mapping[str, Any]:
+        """The content of the stage's stage.json."""
+        run = self._stages.get(key)
+        return (read_long_tag("stage", run.data.tags) if run is not None else None) or {}
+
+    def history(self, key: str) -> list[dict[str, Any]]:
+        """The stage's curve, a mapping per step as in metrics.jsonl."""
+        run = self._stages.get(key)
+        lines: dict[int, dict[str, Any]] = {}
+        if run is None:
+            return []
+        for name in [name for name in run.data.metrics if "/" not in name]:
+            for each in self.client.get_metric_history(run.info.run_id, name):
+                line = lines.setdefault(each.step, {"step": each.step})
+                line.update({"time": each.timestamp / 1000, name: each.value})
+        return [lines[step] for step in sorted(lines)]
+
+    def pictures(self, key: str) -> dict[str, bytes]:
+        """The stage's PNG files by name."""
+        run = self._stages.get(key)
+        found: dict[str, bytes] = {}
+        if run is None:
+            return found
+        names = self.client.list_artifacts(run.info.run_id, "pictures")
+        with tempfile.TemporaryDirectory() as folder:
+            for each in names:
+                path = Path(self.client.download_artifacts(run.info.run_id, each.path, folder))
+                found[path.stem] = path.read_bytes()
+        return found
+
+
+def _level(run: Any) -> str:
+    return str(run.data.tags.get("level", ""))
+
+
+def _planned(run: Any, experiment: Mapping[str, str]) -> bool:
+    tags = run.data.tags
+    same = all(tags.get(name) == experiment[name] for name in ("study", "scale"))
+    return same and tags.get("planned") == "true"
+
+
+def _newest_store(rows: list[Any]) -> list[Any]:
+    """Where several stores were mirrored to one server, the rows of the one that began last."""
+    if not rows:
+        return rows
+    newest = max(rows, key=lambda run: run.info.start_time).data.tags["store"]
+    return [run for run in rows if run.data.tags["store"] == newest]
