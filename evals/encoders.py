@@ -1,0 +1,168 @@
+"""The encoder that an evaluation works on: pretrained, or initialised from a seed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from methods.engine.work import Work
+from methods.errors import StageError
+from methods.networks.encoders import initialised
+from methods.parts.augment import mean_std
+from methods.parts.encoder import Encoder
+
+SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
+BLOCK_TABLE = "blocks.{}.attn.relative_position_bias_table"
+State = dict[str, Tensor]
+Timm = Any
+"""A timm ViT or Beit, whose attributes nn.Module does not declare."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """A timm model, its arguments and its weights, and where they come from (for messages)."""
+
+    model: str
+    arguments: Mapping[str, Any]
+    state: State
+    origin: str
+
+    @property
+    def image(self) -> int:
+        """The side of the input that the position tables are made for, in pixels."""
+        return int(self.arguments["img_size"])
+
+
+def source(work: Work, encoder: Encoder, seed: int, statistics: str) -> Source:
+    """The encoder of the stage that `work` needs, or `encoder` initialised from `seed` without one.
+
+    Raises StageError "weights" when the files cannot be read, or when the encoder was pretrained
+    on images normalised with other statistics than the evaluation's.
+    """
+    if "encoder" not in work.needs:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            state = initialised(encoder).state_dict()
+        return Source(*encoder.timm(), state, "the random initialisation")
+    folder = work.needs["encoder"]
+    path = folder / "encoder.json"
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        found = Source(plain["model"], plain["arguments"], _read(folder), str(folder))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StageError("weights", f"{path}: not an encoder's description: {error!r}") from None
+    for name, wanted in zip(("mean", "std"), mean_std(statistics), strict=True):
+        if name in plain and tuple(plain[name]) != wanted:
+            raise StageError(
+                "weights", f"{path}: {name} {plain[name]}, but the evaluation's is {statistics!r}"
+            )
+    return found
+
+
+def _read(folder: Path) -> State:
+    path = folder / "encoder.safetensors"
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise StageError("weights", f"{path}: cannot be read: {error}") from None
+
+
+def build_frozen(found: Source, device: torch.device) -> Timm:
+    """The encoder as it was exported, with its final norm, in eval mode and without gradients."""
+    model = timm.create_model(found.model, **{**found.arguments, "num_classes": 0})
+    load_strictly(model, _without(found.state, "head."), found.origin)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def build_trainable(
+    found: Source, seed: int, *, classes: int, drop_path: float, image: int | None = None
+) -> Timm:
+    """The encoder as fine-tuning and segmentation change it: mean pooling, `fc_norm`, a new head.
+
+    The norm of pretraining is not transferred, `fc_norm` starts at (1, 0) (MAE, MILAN, BEiT). A
+    bias table that all blocks share becomes one table a block, as BEiT does. `image` resizes the
+    position tables to another input side in pixels.
+    """
+    arguments = {**found.arguments, "num_classes": classes, "global_pool": "avg"}
+    arguments["drop_path_rate"] = drop_path
+    state = _without(found.state, "head.", "norm.", "fc_norm.")
+    if arguments.get("use_shared_rel_pos_bias"):
+        arguments |= {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True}
+        state = _one_table_a_block(state, int(arguments["depth"]))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = timm.create_model(found.model, **arguments)
+    load_strictly(model, state, found.origin)
+    if image is not None and image != found.image:
+        model.set_input_size(img_size=(image, image))
+    return model
+
+
+def _without(state: State, *prefixes: str) -> State:
+    return {name: value for name, value in state.items() if not name.startswith(prefixes)}
+
+
+def _one_table_a_block(state: State, depth: int) -> State:
+    state = dict(state)
+    shared = state.pop(SHARED_TABLE, None)
+    if shared is None:
+        return state
+    return state | {BLOCK_TABLE.format(block): shared.clone() for block in range(depth)}
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+    """Load `state` into `model`, whose head and `fc_norm` alone may keep their initialisation.
+
+    Raises StageError "weights" with the first names that are missing, unexpected or misshapen.
+    """
+    own = model.state_dict()
+    wanted = {name for name in own if not name.startswith(("head.", "fc_norm."))}
+    problems = {
+        "missing": sorted(wanted - state.keys()),
+        "unexpected": sorted(state.keys() - own.keys()),
+        "of another shape": [
+            f"{name} {tuple(state[name].shape)} for {tuple(own[name].shape)}"
+            for name in sorted(own.keys() & state.keys())
+            if state[name].shape != own[name].shape
+        ],
+    }
+    report = [
+        f"{len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
+        for problem, names in problems.items()
+        if names
+    ]
+    if report:
+        raise StageError("weights", f"{origin} does not fit the encoder: {'; '.join(report)}")
+    model.load_state_dict(dict(state), strict=False)
+
+
+def features(
+    model: Timm, images: Tensor, pooling: Literal["class", "mean"], layer: int | None
+) -> Tensor:
+    """Features (B,D) float32 of normalised images (B,3,H,W): class token, or mean of the patches.
+
+    `layer` None takes the tokens after the final norm; a number the raw output of that block.
+    """
+    if layer is None:
+        tokens = model.forward_features(images)
+        prefix = model.num_prefix_tokens
+        return (tokens[:, 0] if pooling == "class" else tokens[:, prefix:].mean(1)).float()
+    [(patches, classes)] = model.forward_intermediates(
+        images,
+        indices=[layer],
+        return_prefix_tokens=True,
+        norm=False,
+        stop_early=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+    )
+    return (classes[:, 0] if pooling == "class" else patches.mean(1)).float()

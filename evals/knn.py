@@ -1,0 +1,58 @@
+"""k nearest neighbours on frozen features: no training, so a check that costs two passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from methods.data.sets import ImageData, ImageNet
+from methods.parts.augment import EvaluationTransform
+from methods.parts.encoder import Encoder
+
+if TYPE_CHECKING:
+    from methods.engine.work import Work
+
+
+@dataclass(frozen=True)
+class NearestNeighbours:
+    """DINO's protocol (eval_knn.py): cosine similarity, votes weighted by exp(similarity / t)."""
+
+    kind: ClassVar[str] = "knn"
+    version: ClassVar[int] = 1
+
+    encoder: Encoder
+    data: ImageData = ImageNet()
+    validation: EvaluationTransform = EvaluationTransform()
+    neighbours: int = 20
+    temperature: float = 0.07
+    pooling: Literal["class", "mean"] = "class"
+    layer: int | None = None
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if self.neighbours < 1:
+            raise ValueError(f"neighbours must be at least 1, not {self.neighbours}")
+        if self.temperature <= 0:
+            raise ValueError(f"temperature must be positive, not {self.temperature}")
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer counts from 0, it cannot be {self.layer}")
+
+    def run(self, work: Work) -> dict[str, float]:
+        """The percentage top1 of the validation images."""
+        from evals.knn_voting import run
+
+        return run(self, work)
+
+    def protocol(self) -> dict[str, Any]:
+        """What a reader needs to compare this number with another's."""
+        where = "after the final norm" if self.layer is None else f"output of block {self.layer}"
+        return {
+            "features": f"{self.pooling}, {where}, unit length",
+            "crop": self.validation.size,
+            "resize": self.validation.shorter_side,
+            "interpolation": self.validation.interpolation,
+            "statistics": self.validation.statistics,
+            "neighbours": self.neighbours,
+            "temperature": self.temperature,
+        }

@@ -1,0 +1,98 @@
+"""Linear probing: one linear layer on frozen features, as MAE and MILAN measure it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from methods.data.sets import ImageData, ImageNet
+from methods.parts.augment import EvaluationTransform, LinearAugmentation
+from methods.parts.encoder import Encoder
+from methods.parts.optimisation import Optimisation
+
+if TYPE_CHECKING:
+    from methods.engine.work import Work
+
+# MAE ViT-B (FINETUNE.md): LARS without weight decay, batch 16384; MILAN has 0.05 and 100 epochs.
+MAE_BASE = Optimisation(
+    epochs=90,
+    batch=16384,
+    learning_rate=0.1,
+    per=256,
+    warmup_epochs=10,
+    optimizer="lars",
+    weight_decay=0.0,
+)
+
+
+@dataclass(frozen=True)
+class LinearProbe:
+    """BatchNorm without affine and a linear layer on features of the frozen encoder (MAE's recipe).
+
+    pooling: the class token, or the mean of the patches (encoders without a trained class token).
+    layer: None for the tokens after the final norm, else the raw output of that block, from 0.
+    rates: factors of the published learning rate that are tried beside it, on the same features.
+    holdout: every so-many-th training image is kept from the heads of `rates`, and the best of
+        them is chosen on those images. The published rate's head (`top1`) trains on all images.
+    """
+
+    kind: ClassVar[str] = "linear"
+    version: ClassVar[int] = 1
+
+    encoder: Encoder
+    data: ImageData = ImageNet()
+    augmentation: LinearAugmentation = LinearAugmentation()
+    validation: EvaluationTransform = EvaluationTransform()
+    optimisation: Optimisation = MAE_BASE
+    pooling: Literal["class", "mean"] = "class"
+    layer: int | None = None
+    rates: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0, 4.0)
+    holdout: int = 20
+    seed: int = 0
+    threads: int = 0
+
+    def __post_init__(self) -> None:
+        if any(rate <= 0 for rate in self.rates):
+            raise ValueError(f"rates must be positive factors, not {self.rates}")
+        if self.holdout < 2:
+            raise ValueError(f"holdout must be at least 2, not {self.holdout}")
+        if self.layer is not None and self.layer < 0:
+            raise ValueError(f"layer counts from 0, it cannot be {self.layer}")
+
+    def run(self, work: Work) -> dict[str, float]:
+        """Percentages top1 and top5 at the published rate; top1_best_rate and that best_rate."""
+        from evals.linear_training import run
+
+        return run(self, work)
+
+    def protocol(self) -> dict[str, Any]:
+        """What a reader needs to compare this number with another's."""
+        return {
+            "features": f"{self.pooling}, {_layer(self.layer)}",
+            "head": "BatchNorm without affine, linear",
+            "crop": self.validation.size,
+            "resize": self.validation.shorter_side,
+            "interpolation": self.validation.interpolation,
+            "statistics": self.validation.statistics,
+            **optimisation_card(self.optimisation),
+            "reported": "last, at the published rate",
+        }
+
+
+def _layer(layer: int | None) -> str:
+    return "after the final norm" if layer is None else f"output of block {layer}"
+
+
+def optimisation_card(optimisation: Optimisation) -> dict[str, Any]:
+    """The optimisation's part of a protocol card."""
+    per = f" per {optimisation.per}" if optimisation.per else ""
+    iterations = optimisation.iterations
+    return {
+        "optimiser": optimisation.optimizer,
+        "batch": optimisation.batch,
+        "learning rate": f"{optimisation.learning_rate:g}{per} = {optimisation.peak:g}",
+        "length": f"{iterations} updates" if iterations else f"{optimisation.epochs:g} epochs",
+        "weight decay": optimisation.weight_decay,
+        "layer decay": optimisation.layer_decay or "none",
+        "precision": optimisation.precision,
+    }
