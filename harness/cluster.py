@@ -161,8 +161,8 @@ class Cluster(Resources):
         where = f"{self.name}: resources.{kind}" if changes else self.name
         return from_plain(Resources, {**mine, **changes}, where)
 
-    def job(self, kind: str) -> dict[str, Any]:
-        """What job.json tells the worker about where and how it runs."""
+    def job(self, kind: str = "") -> dict[str, Any]:
+        """What job.json tells the worker about where and how a stage of this kind runs."""
         found = self.of(kind)
         return {
             "backend": self.backend,
@@ -213,31 +213,30 @@ def _shallow(cluster: Cluster) -> dict[str, Any]:
     return {each.name: getattr(cluster, each.name) for each in fields(cluster)}
 
 
-def with_flags(
-    cluster: Cluster, flags: Mapping[str, str | int], sbatch: Mapping[str, str]
-) -> Cluster:
+def with_flags(cluster: Cluster, flags: Mapping[str, str], sbatch: Mapping[str, str]) -> Cluster:
     """The profile with command-line flags (sbatch's names, see FLAGS) over every stage kind.
 
-    `sbatch`: any other option of sbatch, as in the profile. Raises InputError naming the flag.
+    `sbatch`: any other option of sbatch, as in the profile ("" for one without a value). Raises
+    InputError naming the flag.
     """
+    where = " ".join([f"--{flag}" for flag in flags] + [f"--sbatch {key}" for key in sbatch])
+    if where and cluster.backend != "slurm":
+        raise InputError(f"{where}: {cluster.name} is no profile of a Slurm cluster")
     changes: dict[str, Any] = {}
-    numbers = {each.name for each in fields(Resources) if each.type in ("int", int)}
     for flag, value in flags.items():
         name = FLAGS[flag]
-        if name in numbers and not str(value).isdecimal():
+        number = isinstance(getattr(cluster, name), int)
+        if number and not value.isdecimal():
             raise InputError(f"--{flag} {value}: expected a whole number")
-        changes[name] = int(value) if name in numbers else str(value)
+        changes[name] = int(value) if number else value
     if sbatch:
-        changes["sbatch"] = {**cluster.sbatch, **sbatch}
+        other = {key: value or True for key, value in sbatch.items()}
+        changes["sbatch"] = {**cluster.sbatch, **other}
     kept = {
-        kind: {
-            name: value for name, value in mine.items() if name not in changes or name == "sbatch"
-        }
+        kind: {key: value for key, value in mine.items() if key == "sbatch" or key not in changes}
         for kind, mine in cluster.resources.items()
     }
-    plain = {**_shallow(cluster), "resources": kept, **changes}
-    where = " ".join([f"--{flag}" for flag in flags] + [f"--sbatch {key}" for key in sbatch])
-    return from_plain(Cluster, plain, where)
+    return from_plain(Cluster, {**_shallow(cluster), "resources": kept, **changes}, where)
 
 
 def minutes(text: str) -> int:

@@ -97,6 +97,14 @@ class Ownership:
             owner = (found or {}).get("attempt", "nobody")
             raise StageError("stopped", f"{self.path.parent.name} now belongs to {owner}")
 
+    def holds(self) -> bool:
+        """Whether the stage still belongs to this process."""
+        try:
+            self.check()
+        except StageError:
+            return False
+        return True
+
     def leave(self) -> None:
         """Ends the sign of life."""
         self._ended.set()
@@ -132,7 +140,8 @@ def run_attempt(place: Path) -> None:
     ending = _attempt(store, work, lambda: _run(store, work))
     owner.leave()
     if ending.get("reason") == "stopped":
-        _leave_stopped(store, folder, place.name, job, str(ending["message"]), main)
+        again = not main or owner.holds()
+        _leave_stopped(store, folder, place.name, job, str(ending["message"]), main, again)
     if main:
         owner.check()
         store.finish(folder, _outcome(ending, place.name, work, time.time() - started))
@@ -222,13 +231,19 @@ def _line(error: BaseException) -> str:
 
 
 def _leave_stopped(
-    store: Store, folder: Path, attempt: str, job: dict[str, Any], why: str, main: bool
+    store: Store,
+    folder: Path,
+    attempt: str,
+    job: dict[str, Any],
+    why: str,
+    main: bool,
+    again: bool,
 ) -> None:
     """The stage saved its state and leaves; on Slurm it goes back to the queue where that helps."""
     print(f"stopped: {why}", flush=True)
     if main:
         store.update_attempt(folder, attempt, stopped=why)
-    if job.get("backend") == "slurm":
+    if again and job.get("backend") == "slurm":
         from harness.backends import slurm_job
 
         slurm_job.leave(why, int(job.get("max_requeues", 20)), main)
