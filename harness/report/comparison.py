@@ -10,7 +10,7 @@ from harness.published import Number
 from harness.report import numbers
 from harness.report.numbers import Summary
 from harness.report.records import SHORT
-from harness.report.table import Cell, Column, Line, Mark, Table, clean
+from harness.report.table import Cell, Column, Line, Mark, Role, Table, clean
 
 if TYPE_CHECKING:
     import pandas
@@ -37,7 +37,7 @@ def comparison(frame: pandas.DataFrame, study: dict[str, Any], known: Sequence[N
     for index, group in enumerate(groups):
         marks = {each: column[index] for each, column in zip(evals, marked, strict=True)}
         cells = _line(group, evals, study["scale"], known, marks)
-        role = "reference" if group["method"].iloc[0] in REFERENCES else ""
+        role: Role = "reference" if group["method"].iloc[0] in REFERENCES else ""
         lines.append(Line(tuple(cells[column.name] for column in columns), role))
     title = clean(study.get("title") or study["name"])
     notes = _notes(frame, study["scale"])
@@ -181,9 +181,15 @@ def _cost(group: pandas.DataFrame) -> Cell:
     if seconds is None:
         return Cell("pending", None, "missing")
     whole = (planned["state"] == "done").all()
-    device = ", ".join(clean(each) for each in dict.fromkeys(planned["device"]) if each)
-    text = f"{'' if whole else '≥ '}{numbers.duration(seconds.mean)} {device}".strip()
-    return Cell(text, seconds.mean, note="" if whole else "some stages are missing")
+    text = ("" if whole else "≥ ") + numbers.duration(seconds.mean)
+    words = [] if whole else ["some stages are missing"]
+    words += [clean(each) for each in dict.fromkeys(planned["device"]) if each]
+    return Cell(text, seconds.mean, note="; ".join(words))
+
+
+def _devices(frame: pandas.DataFrame) -> str:
+    known = [clean(each) for each in dict.fromkeys(frame["device"]) if each]
+    return f"; on {', '.join(known)}" if known else ""
 
 
 def _notes(frame: pandas.DataFrame, scale: str) -> list[str]:
@@ -194,7 +200,7 @@ def _notes(frame: pandas.DataFrame, scale: str) -> list[str]:
         f"(pooled standard deviation, at least {numbers.NOISE_FLOOR} points).",
         "Published: " + ", ".join(f"{m} {what}" for m, what in published.MEANING.items()) + ".",
         "Cost: the row's own pretraining and evaluations, without the teacher and tokenizer that "
-        "rows share.",
+        f"rows share{_devices(frame)}.",
     ]
     if frame["seed"].nunique() == 1:
         notes.insert(1, "n = 1: one seed shows no noise, so nothing is marked.")

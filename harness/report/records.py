@@ -80,8 +80,9 @@ def _record(
     outcomes: Outcomes, plan: Mapping[str, Any], number: int, row: Mapping[str, Any], kind: str
 ) -> dict[str, Any]:
     study, key, pretrain = plan["study"], row["stages"].get(kind), row["stages"].get("pretrain")
-    outcome = outcomes(key) if key else {"state": "absent"}
-    trained = outcomes(pretrain) if pretrain else {"state": "absent"}
+    absent: Mapping[str, Any] = {"state": "absent"}
+    outcome = outcomes(key) if key else absent
+    trained = outcomes(pretrain) if pretrain else absent
     state, reason = _state(outcomes, plan, key, outcome)
     metrics = dict(outcome.get("metrics") or {})
     value = metrics.get(METRIC[kind]) if state == "done" else None
@@ -151,11 +152,21 @@ def fill_command(plan: Mapping[str, Any], state: str, key: str | None) -> str:
     A stage that failed three times is only tried again when it is named.
     """
     study = plan["study"]
-    typed = plan.get("command") or study.get("command")
-    words = list(typed or ["harness", "run", "--study", study["name"], "--scale", study["scale"]])
+    words = ["harness", "run", "--study", study["name"], "--scale", study["scale"]]
+    if plan.get("command"):
+        words = _without_retry([str(word) for word in plan["command"]])
     if state == "failed" and key:
         words += ["--retry", key]
-    return shlex.join(map(str, words))
+    return shlex.join(words)
+
+
+def _without_retry(words: list[str]) -> list[str]:
+    """What was typed, but for `--retry KEY`, which would redo stages that are done by now."""
+    kept: list[str] = []
+    for before, word in zip(["", *words], words, strict=False):
+        if not word.startswith("--retry") and before != "--retry":
+            kept.append(word)
+    return kept
 
 
 def frame(records: list[dict[str, Any]]) -> pandas.DataFrame:

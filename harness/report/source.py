@@ -42,13 +42,15 @@ class Source(Protocol):
 
 
 class StoreSource:
-    """Reads the folder `runs/`. `state` overrides what the files alone say of an unfinished stage
-    (they cannot tell a job that died without a word from one that runs)."""
+    """Reads the folder `runs/`. `state` tells running, queued or missing of an unfinished stage's
+    key; by default from the signs of life that its worker leaves in the folder."""
 
     def __init__(self, root: Path, state: Callable[[str], str] | None = None) -> None:
+        from harness.tracking.liveness import state_from_files  # tracking reads stores through us
+
         self.root = root
         self.store = Store(root)
-        self._state = state
+        self._state = state or state_from_files(self.store)
 
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         folder = self.root / "studies"
@@ -67,11 +69,11 @@ class StoreSource:
     def outcome(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)
         if folder is None:
-            return {"state": self._state(key)} if self._state else MISSING
+            return MISSING
         found = read_table(folder / "outcome.json")
         if found is not None and found.get("status") in ("done", "failed"):
             return {**found, "state": found["status"]}
-        return {"state": self._state(key) if self._state else _unfinished(folder)}
+        return {"state": self._state(key)}
 
     def stage(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)
@@ -89,12 +91,6 @@ class StoreSource:
         folder = self.store.find(key)
         paths = sorted((folder / "pictures").glob("*.png")) if folder else []
         return {path.stem: path.read_bytes() for path in paths}
-
-
-def _unfinished(folder: Path) -> str:
-    if (folder / "owner.json").exists():
-        return "running"
-    return "queued" if any((folder / "attempts").glob("*/job.json")) else "missing"
 
 
 def _line(text: str) -> dict[str, Any]:

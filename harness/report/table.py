@@ -8,6 +8,7 @@ from typing import Literal
 
 Kind = Literal["text", "measured", "missing", "published", "difference"]
 Mark = Literal["", "best", "second"]
+Role = Literal["", "default", "reference"]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Line:
     """One line of a table; `role` marks the default row of an ablation and reference rows."""
 
     cells: tuple[Cell, ...]
-    role: Literal["", "default", "reference"] = ""
+    role: Role = ""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,51 @@
+"""`harness report`: prints a study's tables, or writes them into files."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from harness.report.build import render, write
+from harness.report.source import Source, StoreSource
+
+
+def run(options: argparse.Namespace) -> int:
+    """Markdown by default, drawn as a table where a person looks at a terminal.
+
+    Raises InputError for a study, scale, format or folder that does not fit.
+    """
+    source = source_of(options)
+    study, scale = (_stem(options.study), options.scale and _stem(options.scale))
+    if options.out is not None:
+        for path in write(source, study, scale, options.format, options.out):
+            print(path)
+        return 0
+    shown = options.format or ("terminal" if sys.stdout.isatty() else "md")
+    width = shutil.get_terminal_size().columns if shown == "terminal" else None
+    return _print(render(source, study, scale, shown, width))
+
+
+def source_of(options: argparse.Namespace) -> Source:
+    """The store, or with `--source mlflow` a tracking server alone."""
+    if options.source == "store":
+        return StoreSource(options.store)
+    from harness.tracking import default_uri
+    from harness.tracking.source import MlflowSource
+
+    return MlflowSource(options.mlflow_uri or default_uri(options.store))
+
+
+def _stem(name: str) -> str:
+    """Plans are filed under the name of a study, also of one that was given as a file."""
+    return Path(name).stem if name.endswith(".toml") else name
+
+
+def _print(text: str) -> int:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `harness report | head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
