@@ -22,6 +22,8 @@ class Teacher:
     clip.json {"model": the arguments of open_clip.CLIP, "mean", "std", "source"}."""
 
     kind: ClassVar[str] = "teacher"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()  # roles of the frozen stages that it is made from
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Tokenizer:
     {"type": network, "network": its arguments, "source"}."""
 
     kind: ClassVar[str] = "tokenizer"
+    version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ()
 
 
 def load_teacher(

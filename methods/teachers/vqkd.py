@@ -30,6 +30,7 @@ class VqkdTraining(Tokenizer):
     """
 
     version: ClassVar[int] = 1
+    needs: ClassVar[tuple[str, ...]] = ("clip",)
 
     data: ImageData = ImageNet()
     image: int = 224
