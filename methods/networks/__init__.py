@@ -1,0 +1,1 @@
+"""The networks behind the parts' values; everything here needs torch."""

@@ -1,0 +1,230 @@
+"""The students: timm models driven through their public modules, with hidden patches."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.models import beit, vision_transformer
+from torch import Tensor, nn
+
+from methods.networks.positions import sine_cosine
+from methods.parts.encoder import Beit, Encoder, ViT
+
+layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)
+
+
+@dataclass
+class Encoded:
+    """What an encoder gives a decoder.
+
+    tokens: (B, 1+V, D) of the last block before the final norm, the class first; V is N, or the
+    number of visible patches where hidden ones are dropped. early: the same after an earlier block,
+    where asked for. mask: (B, N) bool, True = hidden. order: (B, N) patch positions, visible ones
+    first, each part in raster order. norm: the encoder's final norm. bias: of the relative
+    positions (heads, 1+N, 1+N), or None.
+    """
+
+    tokens: Tensor
+    early: Tensor | None
+    mask: Tensor
+    order: Tensor
+    norm: nn.Module
+    bias: Tensor | None = None
+
+    @property
+    def visible(self) -> int:
+        """Visible patches V of each image, where hidden ones are dropped."""
+        return self.tokens.shape[1] - 1
+
+
+class Student(nn.Module):
+    """Base of the students. `model` is the plain timm model that gets exported."""
+
+    model: Any
+
+    def __init__(self, value: ViT | Beit) -> None:
+        super().__init__()
+        self.width, self.depth, self.grid = value.width, value.depth, value.grid
+        self.drop_path = value.drop_path
+        name, arguments = value.timm()
+        self.model = timm.create_model(name, drop_path_rate=value.drop_path, **arguments)
+        if value.hidden == "token":
+            self.mask_token = nn.Parameter(torch.zeros(1, 1, value.width))
+        else:
+            self.register_parameter("mask_token", None)
+
+    def forward(self, images: Tensor, mask: Tensor, early_layer: int | None = None) -> Encoded:
+        """Encode normalised images (B, 3, H, W) without the patches where mask (B, N) is True.
+
+        `early_layer` k asks for the tokens after the k-th block, counted from 1.
+        """
+        order = mask.to(torch.uint8).argsort(dim=1, stable=True)
+        tokens, bias = self.embed(images, mask, order), self.position_bias()
+        early = None
+        for number, block in enumerate(self.model.blocks, start=1):
+            tokens = run_block(block, tokens, bias)
+            if number == early_layer:
+                early = tokens
+        return Encoded(tokens, early, mask, order, self.model.norm, bias)
+
+    def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+        """Tokens (B, 1+V, D) that enter the first block."""
+        raise NotImplementedError
+
+    def position_bias(self) -> Tensor | None:
+        """Bias of the attention logits, (heads, 1+N, 1+N), if the family has one."""
+        return None
+
+    def new_block(self, drop_path: float) -> nn.Module:
+        """One more block of the family and size, with PyTorch's default initialisation."""
+        raise NotImplementedError
+
+    def initialise(self, module: nn.Module) -> None:
+        """Initialise linear layers, convolutions and norms in `module` as the family does."""
+        raise NotImplementedError
+
+    def hide(self, patches: Tensor, mask: Tensor) -> Tensor:
+        """Patches (B, N, D) with the mask token where mask (B, N) is True."""
+        return torch.where(mask[..., None], self.mask_token.to(patches.dtype), patches)
+
+
+class StudentViT(Student):
+    """ViT with fixed sine-cosine positions; hidden patches are dropped or replaced."""
+
+    def __init__(self, value: ViT) -> None:
+        super().__init__(value)
+        self.heads, self.layer_scale = value.heads, value.layer_scale
+        self.drops = value.hidden == "drop"
+        self.scheme = xavier if value.initialisation == "xavier" else truncated
+        self.initialise(self.model)
+        if value.initialisation == "truncated":
+            scale_by_depth(self.model.blocks)
+        with torch.no_grad():
+            for token in (self.model.cls_token, self.mask_token):
+                if token is not None:
+                    nn.init.normal_(token, std=0.02)
+            self.model.pos_embed.copy_(sine_cosine(value.width, value.grid))
+        self.model.pos_embed.requires_grad_(False)
+
+    def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+        patches, positions = self.model.patch_embed(images), self.model.pos_embed
+        if not self.drops:
+            patches = self.hide(patches, mask)
+        patches = patches + positions[:, 1:]
+        if self.drops:
+            # The masking hides an equal count everywhere, so one image tells how many stay.
+            visible = order[:, : mask.shape[1] - int(mask[0].sum())]
+            patches = take(patches, visible)
+        first = (self.model.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
+        return torch.cat([first.to(patches.dtype), patches], dim=1)
+
+    def initialise(self, module: nn.Module) -> None:
+        self.scheme(module)
+
+    def new_block(self, drop_path: float) -> nn.Module:
+        return vision_transformer.Block(
+            self.width,
+            self.heads,
+            qkv_bias=True,
+            init_values=self.layer_scale,
+            drop_path=drop_path,
+            norm_layer=layer_norm,
+        )
+
+
+class StudentBeit(Student):
+    """BEiT: mask tokens, no absolute positions, one relative position bias for all blocks."""
+
+    def __init__(self, value: Beit) -> None:
+        super().__init__(value)
+        self.heads, self.layer_scale = value.heads, value.layer_scale
+        truncated(self.model)
+        scale_by_depth(self.model.blocks)
+        for token in (self.model.cls_token, self.mask_token):
+            truncated_normal(token)
+
+    def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
+        patches = self.hide(self.model.patch_embed(images), mask)
+        first = self.model.cls_token.expand(len(patches), -1, -1)
+        return torch.cat([first.to(patches.dtype), patches], dim=1)
+
+    def position_bias(self) -> Tensor | None:
+        bias: Tensor = self.model.rel_pos_bias()
+        return bias
+
+    def new_block(self, drop_path: float) -> nn.Module:
+        return beit.Block(
+            self.width,
+            self.heads,
+            qkv_bias=True,
+            init_values=self.layer_scale,
+            drop_path=drop_path,
+            norm_layer=layer_norm,
+        )
+
+    def initialise(self, module: nn.Module) -> None:
+        truncated(module)
+
+
+def initialised(encoder: Encoder) -> Any:
+    """The plain timm model as pretraining would start from it, every parameter trainable."""
+    model = encoder.build().model
+    return model.requires_grad_(True)
+
+
+def run_block(block: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
+    """Tokens (B, 1+V, D) after a block, with BEiT's bias of the attention logits if any."""
+    out: Tensor = block(tokens) if bias is None else block(tokens, shared_rel_pos_bias=bias)
+    return out
+
+
+def take(tokens: Tensor, positions: Tensor) -> Tensor:
+    """The rows of tokens (B, N, D) at positions (B, K), as (B, K, D)."""
+    return tokens.gather(1, positions[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def xavier(module: nn.Module) -> None:
+    """MAE: Xavier-uniform matrices, zero biases, norms 1 and 0; in `module` and all it holds.
+
+    A convolution's kernel counts as the matrix it flattens to; its bias keeps PyTorch's default.
+    """
+    for each in module.modules():
+        if isinstance(each, nn.Linear):
+            nn.init.xavier_uniform_(each.weight)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)
+        elif isinstance(each, nn.Conv2d):
+            nn.init.xavier_uniform_(each.weight.view(each.weight.shape[0], -1))
+        elif isinstance(each, nn.LayerNorm):
+            nn.init.ones_(each.weight)
+            nn.init.zeros_(each.bias)
+
+
+def truncated(module: nn.Module) -> None:
+    """BEiT: truncated-normal matrices and kernels, zero biases, norms 1 and 0."""
+    for each in module.modules():
+        if isinstance(each, (nn.Linear, nn.Conv2d)):
+            truncated_normal(each.weight)
+            if each.bias is not None:
+                nn.init.zeros_(each.bias)
+        elif isinstance(each, nn.LayerNorm):
+            nn.init.ones_(each.weight)
+            nn.init.zeros_(each.bias)
+
+
+def truncated_normal(weight: Tensor) -> None:
+    """Normal of deviation 0.02 cut at one deviation, so that the rest has 0.0108 (BEiT)."""
+    nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+
+
+def scale_by_depth(blocks: nn.Module, first: int = 1) -> None:
+    """Divide the last matrix of both branches of block i by sqrt(2 i), counted from `first`."""
+    with torch.no_grad():
+        for number, block in enumerate(blocks.children(), start=first):
+            for weight in (block.attn.proj.weight, block.mlp.fc2.weight):  # type: ignore[union-attr]
+                weight.div_(math.sqrt(2.0 * number))  # type: ignore[operator]

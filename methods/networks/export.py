@@ -1,0 +1,57 @@
+"""Writing an encoder for the evaluations: weights under timm's own names, and how to build them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from methods.errors import StageError
+from methods.networks.encoders import Student
+from methods.parts.augment import mean_std
+from methods.parts.encoder import Encoder
+
+
+def export(student: Student, encoder: Encoder, statistics: str, folder: Path) -> None:
+    """Write encoder.safetensors and encoder.json into `folder`, each whole or not at all.
+
+    `timm.create_model(model, **arguments)` of the JSON loads the weights strictly. Raises
+    StageError("disk").
+    """
+    state = student.model.state_dict()
+    weights = {name: item.detach().float().cpu().contiguous() for name, item in state.items()}
+    name, arguments = encoder.timm()
+    mean, std = mean_std(statistics)
+    about = {
+        "model": name,
+        "arguments": arguments,
+        "kind": type(encoder).__name__,
+        "mean": mean,
+        "std": std,
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _write_weights(weights, folder / "encoder.safetensors")
+        _replace(folder / "encoder.json", json.dumps(about, indent=2).encode() + b"\n")
+    except OSError as error:
+        raise StageError("disk", f"{folder}: the encoder cannot be written: {error}") from error
+
+
+def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
+    aside = path.with_name(f".{path.name}.new")
+    save_file(weights, aside)
+    with aside.open("rb") as file:
+        os.fsync(file.fileno())
+    os.replace(aside, path)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(aside, path)

@@ -1,0 +1,106 @@
+"""Running a pretraining stage: frozen networks, the stream of images, the loop, the encoder."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from methods.data.augment import ToSample
+from methods.data.stream import Stream
+from methods.engine import distributed
+from methods.engine.loop import fit
+from methods.errors import StageError
+from methods.networks.export import export
+from methods.networks.pretrainer import MaskedModelling
+from methods.parts.model import Method
+from methods.teachers import load_teacher, load_tokenizer
+
+if TYPE_CHECKING:
+    from methods.engine.work import Work
+    from methods.pretrain import Pretraining
+
+
+def pretrain(task: Pretraining, work: Work) -> dict[str, float]:
+    """See `methods.pretrain.Pretraining.run`."""
+    method = task.method
+    try:
+        method.check()
+    except ValueError as error:
+        raise StageError("layout", f"method {method.name}: {error}") from error
+    device = distributed.setup(work.layout)
+    source = task.data.open(work.data, "train")
+    frozen = load_frozen(method, work, device)
+    torch.manual_seed(task.seed)
+    trainable = WithMilestones(task, frozen, work, len(source))
+    transform = ToSample(method.augmentation.build(), method.masking, method.encoder.grid)
+
+    def stream(start: int) -> Stream:
+        batch = method.optimisation.batch
+        return Stream(source, transform, batch, task.seed, work.layout, start=start, unit=1)
+
+    fit(trainable, method.optimisation, stream, work, len(source), task.seed)
+    if distributed.rank() == 0:
+        student = trainable.pretrainer.encoder
+        export(student, method.encoder, method.augmentation.statistics, work.folder)
+    return last_losses(work)
+
+
+def load_frozen(method: Method, work: Work, device: torch.device) -> dict[str, nn.Module]:
+    """The method's teachers and tokenizers by role, on `device`.
+
+    Raises StageError("needs") where one is missing and "teacher" where its grid is another.
+    """
+    frozen: dict[str, nn.Module] = {}
+    for role in method.needs:
+        folder = work.needs.get(role)
+        if folder is None:
+            raise StageError("needs", f"method {method.name} needs a stage for {role!r}")
+        if (folder / "tokenizer.json").exists():
+            frozen[role] = load_tokenizer(folder)
+            check_grid(role, frozen[role], method)
+        else:
+            frozen[role] = load_teacher(folder, grid=method.encoder.grid)
+        frozen[role].to(device)
+    return frozen
+
+
+def check_grid(role: str, network: Any, method: Method) -> None:
+    """Raise StageError("teacher") where the tokenizer's grid is not the student's."""
+    if tuple(network.grid) != method.encoder.grid:
+        raise StageError(
+            "teacher",
+            f"{role} has a grid of {network.grid} patches, the student {method.encoder.grid}",
+        )
+
+
+class WithMilestones(MaskedModelling):
+    """Pretraining that also keeps the encoder at the task's milestones."""
+
+    def __init__(
+        self, task: Pretraining, frozen: dict[str, nn.Module], work: Work, images: int
+    ) -> None:
+        super().__init__(task.method, frozen)
+        self.folder = work.folder / "milestones"
+        total = task.method.optimisation.steps(images)
+        self.milestones = {max(1, round(each * total)): each for each in task.milestones}
+
+    def after_step(self, step: int) -> dict[str, float]:
+        scalars = super().after_step(step)
+        share = self.milestones.get(step + 1)
+        if share is not None and distributed.rank() == 0:
+            folder = self.folder / f"{100 * share:g}"
+            statistics = self.method.augmentation.statistics
+            export(self.pretrainer.encoder, self.method.encoder, statistics, folder)
+        return scalars
+
+
+def last_losses(work: Work) -> dict[str, float]:
+    """The losses of the last line of metrics.jsonl, averages over its interval; {} without one."""
+    if not work.metrics.exists():
+        return {}
+    lines = work.metrics.read_text(encoding="utf-8").splitlines()
+    entry: dict[str, float] = json.loads(lines[-1]) if lines else {}
+    return {name: value for name, value in entry.items() if name.startswith("loss")}

@@ -1,0 +1,139 @@
+"""Decoders, as values without torch: from the encoder's tokens to named predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from methods.networks.encoders import Student
+
+Where = Literal["hidden", "visible", "patches", "all"]
+"""A prediction's rows: hidden or visible patches, every patch, or every patch and the class."""
+
+
+class Output(NamedTuple):
+    """What an objective reads of a prediction: its number of channels, and its rows."""
+
+    width: int
+    where: Where
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """Base of the decoders."""
+
+    predictions: ClassVar[tuple[str, ...]] = ("tokens",)
+    """Names of what the decoder predicts."""
+    reads: ClassVar[tuple[str, ...]] = ("token",)
+    """The kinds of encoder, by what they do with hidden patches, that the decoder can follow."""
+
+    def describe(self) -> str:
+        """The name in tables."""
+        raise NotImplementedError
+
+    def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
+        """The network; its forward(encoded) gives {name: the rows that outputs[name] asks for}.
+
+        Rows are (B, 1+N, C) for "all", (B, N, C) for "patches" and, in raster order, (rows, C) for
+        "hidden" and "visible".
+        """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class LinearHead(Decoder):
+    """One linear layer on the encoder's normalised tokens."""
+
+    def describe(self) -> str:
+        return "linear"
+
+    def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
+        from methods.networks.decoders import LinearHeadDecoder
+
+        return LinearHeadDecoder(student, outputs["tokens"])
+
+
+def _check_transformer(decoder: Transformer | Prompting) -> None:
+    for name in ("width", "depth", "heads"):
+        if getattr(decoder, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(decoder, name)}")
+    if decoder.width % 4:
+        raise ValueError(f"width must be a multiple of 4 (positions), not {decoder.width}")
+    if decoder.width % decoder.heads:
+        raise ValueError(f"heads must divide width ({decoder.width}), not be {decoder.heads}")
+
+
+@dataclass(frozen=True)
+class Transformer(Decoder):
+    """Self-attention over visible tokens and mask tokens (MAE)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("drop",)
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
+    def describe(self) -> str:
+        return f"transformer {self.depth}x{self.width}"
+
+    def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
+        from methods.networks.decoders import TransformerDecoder
+
+        return TransformerDecoder(self, student, outputs["tokens"])
+
+
+@dataclass(frozen=True)
+class Prompting(Decoder):
+    """Blocks that update the hidden tokens only; the visible ones are a fixed prompt (MILAN)."""
+
+    reads: ClassVar[tuple[str, ...]] = ("drop",)
+
+    width: int = 512
+    depth: int = 8
+    heads: int = 16
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+
+    def describe(self) -> str:
+        return f"prompting {self.depth}x{self.width}"
+
+    def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
+        from methods.networks.prompting import PromptingDecoder
+
+        return PromptingDecoder(self, student, outputs["tokens"])
+
+
+@dataclass(frozen=True)
+class PatchAggregation(Decoder):
+    """A linear head, and the same again behind a bottleneck at the class token (BEiT v2).
+
+    The last class token and the patches after block `early_layer` pass `depth` more blocks to the
+    prediction "aggregated"; norm and head are the linear head's unless `shared_head` is False.
+    """
+
+    predictions: ClassVar[tuple[str, ...]] = ("tokens", "aggregated")
+
+    early_layer: int = 9
+    depth: int = 2
+    shared_head: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("early_layer", "depth"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def describe(self) -> str:
+        return f"linear + aggregation {self.depth} after {self.early_layer}"
+
+    def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
+        from methods.networks.decoders import PatchAggregationDecoder
+
+        return PatchAggregationDecoder(self, student, outputs)

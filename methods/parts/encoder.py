@@ -1,0 +1,151 @@
+"""The students, as values without torch: timm models and what pretraining does to their input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+if TYPE_CHECKING:
+    from methods.networks.encoders import Student
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Base of the students.
+
+    The subclasses here share image and patch (pixels a side), width, depth, heads, drop_path and
+    layer_scale (the initial value; None for none).
+    """
+
+    hidden = "token"  # no annotation: a subclass may make it a field
+    """Whether hidden patches are left out ("drop") or replaced by a learned token ("token")."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        raise NotImplementedError
+
+    def timm(self) -> tuple[str, dict[str, Any]]:
+        """Name and arguments for `timm.create_model` of the encoder as it is exported."""
+        raise NotImplementedError
+
+    def describe(self) -> str:
+        """The name in tables: "ViT-B/16"."""
+        raise NotImplementedError
+
+    def build(self) -> Student:
+        """The network that pretraining trains, initialised from torch's global generator."""
+        raise NotImplementedError
+
+
+_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
+
+
+def _size_name(encoder: ViT | Beit) -> str:
+    size = _SIZES.get((encoder.width, encoder.depth), f"{encoder.depth}x{encoder.width}")
+    return f"ViT-{size}/{encoder.patch}"
+
+
+def _check_sizes(encoder: ViT | Beit) -> None:
+    for name in ("image", "patch", "width", "depth", "heads"):
+        if getattr(encoder, name) < 1:
+            raise ValueError(f"{name} must be at least 1, not {getattr(encoder, name)}")
+    if encoder.image % encoder.patch:
+        raise ValueError(f"patch must divide image ({encoder.image}), not be {encoder.patch}")
+    if encoder.width % encoder.heads:
+        raise ValueError(f"heads must divide width ({encoder.width}), not be {encoder.heads}")
+    if not 0 <= encoder.drop_path < 1:
+        raise ValueError(f"drop_path must be from 0 to below 1, not {encoder.drop_path}")
+    if encoder.layer_scale is not None and encoder.layer_scale <= 0:
+        raise ValueError(f"layer_scale must be above 0, not {encoder.layer_scale}")
+
+
+@dataclass(frozen=True)
+class ViT(Encoder):
+    """Vision Transformer with fixed sine-cosine positions (MAE, MILAN).
+
+    `hidden` patches are dropped, or replaced by a learned token. `initialisation` is Xavier-uniform
+    (MAE) or BEiT's truncated normal with depth scaling.
+    """
+
+    image: int = 224
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    drop_path: float = 0.0
+    layer_scale: float | None = None
+    hidden: Literal["drop", "token"] = "drop"
+    initialisation: Literal["xavier", "truncated"] = "xavier"
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+        if self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 (positions), not {self.width}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.image // self.patch, self.image // self.patch)
+
+    def timm(self) -> tuple[str, dict[str, Any]]:
+        return "vit_base_patch16_224", {
+            "img_size": self.image,
+            "patch_size": self.patch,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "init_values": self.layer_scale,
+            "global_pool": "token",
+            "num_classes": 0,
+        }
+
+    def describe(self) -> str:
+        return _size_name(self)
+
+    def build(self) -> Student:
+        from methods.networks.encoders import StudentViT
+
+        return StudentViT(self)
+
+
+@dataclass(frozen=True)
+class Beit(Encoder):
+    """BEiT's Vision Transformer: mask tokens, LayerScale, one relative position bias for all."""
+
+    image: int = 224
+    patch: int = 16
+    width: int = 768
+    depth: int = 12
+    heads: int = 12
+    drop_path: float = 0.0
+    layer_scale: float | None = 0.1
+
+    def __post_init__(self) -> None:
+        _check_sizes(self)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return (self.image // self.patch, self.image // self.patch)
+
+    def timm(self) -> tuple[str, dict[str, Any]]:
+        return "beitv2_base_patch16_224", {
+            "img_size": self.image,
+            "patch_size": self.patch,
+            "embed_dim": self.width,
+            "depth": self.depth,
+            "num_heads": self.heads,
+            "init_values": self.layer_scale,
+            "use_abs_pos_emb": False,
+            "use_rel_pos_bias": False,
+            "use_shared_rel_pos_bias": True,
+            "global_pool": "token",
+            "num_classes": 0,
+        }
+
+    def describe(self) -> str:
+        return _size_name(self)
+
+    def build(self) -> Student:
+        from methods.networks.encoders import StudentBeit
+
+        return StudentBeit(self)
