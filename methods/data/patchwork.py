@@ -113,31 +113,32 @@ def scene(index: int, split: str, size: int, seed: int) -> Scene:
         _lay(image, mask, small, side, centre, radius, generator)
     centre = size / 2 + size * generator.uniform(-0.08, 0.08, 2)
     _lay(image, mask, label, side, centre, size * generator.uniform(0.27, 0.4), generator)
-    image += generator.normal(0, 0.02, image.shape)
+    image += np.float32(0.02) * generator.standard_normal(image.shape, dtype=np.float32)
     pixels = (image.clip(0, 1) * 255).round().astype(np.uint8)
     return Scene(pixels, mask, label, _caption(mask, label))
 
 
 def _background(size: int, generator: np.random.Generator) -> np.ndarray:
-    """Smooth noise float64 (S, S, 3): a coarse grid of colours, interpolated."""
+    """Smooth noise float32 (S, S, 3): a coarse grid of colours, interpolated."""
     cells = int(generator.integers(3, 6))
-    colours = generator.uniform(0.1, 0.9, (cells, cells, 3))
+    colours = 0.1 + 0.8 * generator.random((3, cells, cells), dtype=np.float32)
     weights = _interpolation(cells, size)
-    return np.einsum("ya,abc,xb->yxc", weights, colours, weights, optimize=True)
+    return np.ascontiguousarray((weights @ colours @ weights.T).transpose(1, 2, 0))
 
 
 @functools.cache
 def _interpolation(cells: int, size: int) -> np.ndarray:
-    """(S, cells): smooth weights with which a pixel mixes its two nearest cells."""
-    place = np.linspace(0, cells - 1, size)
-    distance = np.abs(place[:, None] - np.arange(cells)).clip(0, 1)
+    """float32 (S, cells): smooth weights with which a pixel mixes its two nearest cells."""
+    place = np.linspace(0, cells - 1, size, dtype=np.float32)
+    distance = np.abs(place[:, None] - np.arange(cells, dtype=np.float32)).clip(0, 1)
     return 1 - distance**2 * (3 - 2 * distance)
 
 
 @functools.cache
 def _grid(size: int) -> np.ndarray:
-    """(2, S, S): y and x of the pixels' centres."""
-    return np.stack(np.meshgrid(*(np.arange(size) + 0.5,) * 2, indexing="ij"))
+    """float32 (2, S, S): y and x of the pixels' centres."""
+    centres = np.arange(size, dtype=np.float32) + np.float32(0.5)
+    return np.stack(np.meshgrid(centres, centres, indexing="ij"))
 
 
 def _lay(
@@ -152,12 +153,13 @@ def _lay(
     """Lay a blob of a material over image and mask; a rim of about a pixel stays unlabelled."""
     size = len(mask)
     texture = _texture(tuple(PHOTOGRAPHS)[material], side, size, generator)
-    y, x = _grid(size) - centre[:, None, None]
+    y, x = _grid(size) - centre.astype(np.float32)[:, None, None]
     angle = np.arctan2(y, x)
-    edge = np.ones((size, size))
+    edge = np.ones((size, size), dtype=np.float32)
     for wave in (2, 3, 5):
-        edge += generator.uniform(0, 0.3) / wave * np.cos(wave * angle + generator.uniform(0, 7))
-    inside = radius * edge - np.hypot(y, x)
+        depth, phase = generator.uniform(0, 0.3) / wave, generator.uniform(0, 7)
+        edge += np.float32(depth) * np.cos(wave * angle + np.float32(phase))
+    inside = np.float32(radius) * edge - np.sqrt(x * x + y * y)
     cover = (inside + 0.5).clip(0, 1)[..., None]
     image += cover * (texture - image)
     mask[inside > -0.5] = UNLABELLED
@@ -173,8 +175,8 @@ def _texture(material: str, side: Side, size: int, generator: np.random.Generato
     if generator.random() < 0.5:
         crop = crop[:, ::-1]
     grey = crop.mean(-1, keepdims=True)
-    colour = grey + generator.uniform(0, 0.5) * (crop - grey)
-    return colour * generator.uniform(0.6, 1.3, 3)
+    colour = grey + np.float32(generator.uniform(0, 0.5)) * (crop - grey)
+    return colour * generator.uniform(0.6, 1.3, 3).astype(np.float32)
 
 
 def _crop(part: np.ndarray, size: int, generator: np.random.Generator) -> np.ndarray:
