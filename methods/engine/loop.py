@@ -128,9 +128,10 @@ class _Run:
         try:
             self.module.load_state_dict(state["module"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, ValueError) as error:
+        except (RuntimeError, ValueError, KeyError) as error:
+            text = " ".join(str(error).split())
             raise StageError(
-                "weights", f"the checkpoint in {self.state} is of another network: {error}"
+                "weights", f"the checkpoint in {self.state} is of another network: {text}"
             ) from error
         self.scaler.load_state_dict(state["scaler"])
         self.averages.load(state["averages"])

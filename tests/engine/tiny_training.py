@@ -70,7 +70,7 @@ class Tiny:
     def after_step(self, step: int) -> dict[str, float]:
         time.sleep(self.pause)
         self.module.average.lerp_(self.module.inner.weight.detach(), 0.5)
-        return {"follower": float(self.module.average.sum())}
+        return {"follower": float(self.module.average.sum().nan_to_num())}
 
 
 def pixels(index: int) -> Tensor:
@@ -120,6 +120,7 @@ def run(
     clip: float | None = 1.0,
     precision: Any = "fp32",
     optimizer: Any = "adamw",
+    rate: float = 0.02,
 ) -> tuple[dict[str, Tensor], Work]:
     """Train in `folder`; the trained state and the work with its report.
 
@@ -146,7 +147,7 @@ def run(
         iterations=iterations,
         warmup_iterations=2,
         batch=batch,
-        learning_rate=0.02,
+        learning_rate=rate,
         clip=clip,
         precision=precision,
         optimizer=optimizer,
