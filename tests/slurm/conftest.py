@@ -5,7 +5,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -13,14 +13,17 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "slurm" / "dev"))
 
+import lab as shared  # noqa: E402
 from cluster import Cluster  # noqa: E402
+from counting import Counting, Training  # noqa: E402
 from host import ClusterError, check_installed  # noqa: E402
+
+from harness.stage import KINDS  # noqa: E402
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    here = Path(__file__).parent
     for item in items:
-        if here in item.path.parents:
+        if "slurm_cluster" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slurm)
 
 
@@ -51,3 +54,37 @@ def _leave_on_sigterm() -> "signal._HANDLER | None":
     if threading.current_thread() is not threading.main_thread():
         return None
     return signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
+@pytest.fixture(scope="session")
+def code(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A snapshot that knows the tests' own stage kinds."""
+    return shared.code_with_test_stages(tmp_path_factory.mktemp("code") / "snapshot")
+
+
+@pytest.fixture
+def make_lab(
+    slurm_cluster: Cluster, code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., shared.Lab]]:
+    """Makes a Lab; its jobs are gone, and all daemons up and nodes ready, when the test ends."""
+    for task in (Counting, Training):
+        monkeypatch.setitem(KINDS, task.kind, f"counting:{task.__name__}")
+    yield lambda tasks, **profile: shared.Lab(slurm_cluster, tmp_path, code, tasks, **profile)
+    restore(slurm_cluster)
+
+
+def restore(cluster: Cluster) -> None:
+    """Every daemon up, no job left, every node ready, whatever a test has done."""
+    for daemon in ("slurmctld", *(f"slurmd-{node}" for node in cluster.nodes)):
+        cluster.start_daemon(daemon)
+
+    def ready() -> bool:
+        jobs = cluster.call("squeue", "-h", "-o", "%i").stdout.split()
+        if jobs:
+            cluster.call("scancel", "--signal=KILL", "--full", *jobs)
+            cluster.call("scancel", *jobs)
+        for node in cluster.nodes:
+            cluster.call("scontrol", "update", f"NodeName={node}", "State=RESUME")
+        return not jobs and cluster.idle()
+
+    shared.until(ready, "the cluster ready again")

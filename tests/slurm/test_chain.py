@@ -1,0 +1,131 @@
+"""Chains of stages on the real cluster: dependencies, failures, and what is submitted again."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from counting import Counting
+from lab import Lab, until
+
+from harness.backends import BackendRefused
+
+MakeLab = Callable[..., Lab]
+
+
+def chain(fails: str = "", **changes: Any) -> dict[str, Any]:
+    """a -> b -> {c, d}; b fails while the file `fails` exists."""
+    return {
+        "a": (Counting("a", **changes), []),
+        "b": (Counting("b", fails=fails, **changes), ["a"]),
+        "c": (Counting("c", **changes), ["b"]),
+        "d": (Counting("d", **changes), ["b"]),
+    }
+
+
+def test_a_chain_runs_by_itself_and_equal_commands_submit_once(make_lab: MakeLab) -> None:
+    lab = make_lab(chain(seconds=0.3))
+    assert lab.run() == 4
+    assert lab.run() == 0  # queued and running stages are left alone
+    until(lab.all_done, "the chain is done")
+    lab.assert_counted_once()
+    assert lab.run() == 0
+    for name in lab.stages:
+        assert len(lab.store.attempts(lab.folder(name))) == 1
+        assert len(lab.starts(name)) == 1
+
+
+def test_jobs_have_names_and_say_why_they_wait(make_lab: MakeLab) -> None:
+    lab = make_lab(chain(steps=600, seconds=0.1))
+    lab.run()
+    until(lambda: lab.running("a"), "a runs")
+    names = lab.slurm.call("squeue", "-h", "-o", "%j").stdout.split()
+    assert {stage.path for stage in lab.stages.values()} <= set(names)
+    waiting = lab.live("b")
+    assert waiting is not None
+    assert (waiting.state, waiting.reason) == ("queued", "Dependency")
+    running = lab.live("a")
+    assert running is not None
+    assert running.node in lab.slurm.nodes
+
+
+def test_a_failed_stage_ends_what_needs_it_and_is_submitted_again(
+    make_lab: MakeLab, tmp_path: Path
+) -> None:
+    blocker = tmp_path / "broken"
+    blocker.touch()
+    lab = make_lab(chain(fails=str(blocker)))
+    lab.run()
+    until(lambda: not any(lab.live(name) for name in lab.stages), "nothing is left in the queue")
+    failed = lab.store.outcome(lab.folder("b"))
+    assert failed is not None
+    assert failed.reason == f"data: {blocker}: there it is"
+    assert lab.done("a")
+    assert lab.starts("c") == lab.starts("d") == []
+    blocker.unlink()
+    assert lab.run() == 3
+    until(lab.all_done, "the chain is done")
+    lab.assert_counted_once()
+    assert len(lab.store.attempts(lab.folder("a"))) == 1
+
+
+def test_a_stage_does_not_trust_that_its_need_is_done(make_lab: MakeLab) -> None:
+    """`afterok` on a job that Slurm has forgotten is accepted, and the job runs."""
+    lab = make_lab(chain())
+    lab.run()
+    until(lab.all_done, "the chain is done")
+    (lab.folder("a") / "outcome.json").unlink()
+    (lab.folder("b") / "outcome.json").unlink()
+    lab.plan.stages.pop(lab.stages["a"].key)  # b alone, as if its need were known to be done
+    needs = dict(lab.stages["b"].needs)
+    lab.stages["b"].needs.clear()  # type: ignore[attr-defined]
+    lab.run()
+    lab.stages["b"].needs.update(needs)  # type: ignore[attr-defined]
+    outcome = until(lambda: lab.store.outcome(lab.folder("b")), "b has ended")
+    assert outcome.reason.startswith("needs: a (")
+
+
+def test_a_refusal_is_told_in_slurms_words_and_leaves_nothing(make_lab: MakeLab) -> None:
+    lab = make_lab(chain(), gpus=5)
+    with pytest.raises(BackendRefused, match="node configuration is not available"):
+        lab.run()
+    assert lab.store.attempts(lab.folder("a")) == []
+
+
+def test_max_submitted_holds_back_the_rest_for_the_next_run(make_lab: MakeLab) -> None:
+    lab = make_lab(chain(), max_submitted=2)
+    with pytest.raises(BackendRefused, match="max_submitted = 2"):
+        lab.run()
+    assert len(lab.store.attempts(lab.folder("c"))) == 0
+
+    def done() -> bool:
+        try:
+            lab.run()
+        except BackendRefused:
+            return False
+        return lab.all_done()
+
+    until(done, "the chain is done")
+    lab.assert_counted_once()
+
+
+def test_jobs_inherit_a_short_list_of_variables(
+    make_lab: MakeLab, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("SECRET_TOKEN", "do not tell")
+    seen = tmp_path / "environment"
+    lab = make_lab(
+        {"a": (Counting("a"), [])},
+        gpus=2,
+        environment={"GREETING": "good 'day'"},
+        setup=("env > " + str(seen),),
+    )
+    lab.run()
+    until(lab.all_done, "the stage is done")
+    told = seen.read_text()
+    assert "SECRET_TOKEN" not in told
+    assert f"PATH={os.environ['PATH']}\n" in told
+    script = next((lab.folder("a") / "attempts").glob("*/*_submission.sh")).read_text()
+    assert "do not tell" not in script
+    assert """export GREETING='good '"'"'day'"'"''""" in script
