@@ -62,9 +62,12 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run.add_argument("--dry-run", action="store_true", help="say what would run and why")
     run.add_argument("--test-only", action="store_true", help="with --dry-run: ask Slurm when")
     run.add_argument("--watch", action="store_true", help="stay and show the stages on a cluster")
-    from harness.cluster import add_sbatch_options
+    from harness.cluster import FLAGS
 
-    add_sbatch_options(run)
+    flags = run.add_argument_group("sbatch's own options, over the profile's")
+    for name in FLAGS:
+        flags.add_argument(f"--{name}", metavar="VALUE")
+    flags.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE")
 
 
 def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

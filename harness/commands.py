@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 from harness import provenance
 from harness.backends import Backend, BackendRefused, BackendUnavailable
 from harness.backends.local import LocalBackend
-from harness.cluster import Cluster, load_cluster
+from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
 from harness.drive import LocalRun
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import Decision, decide, live_jobs, retry_keys
@@ -26,12 +26,12 @@ from methods.values import from_plain, to_plain
 def run_command(options: argparse.Namespace) -> int:
     """Runs or submits what the study still lacks."""
     plan = asked_plan(options)
-    cluster = load_cluster(options.cluster, options)
+    cluster = asked_cluster(options)
     if options.dry_run:
         return dry_run(options, plan, cluster)
     store = Store(options.store).create()
     retry = retry_keys(store, plan, options.retry)
-    job = _job(options, cluster)
+    job = _jobs(options, cluster)
     store.write_plan(plan_name(plan.study, plan.scale.name), _plan_record(plan))
     if cluster.backend == "slurm":
         return _submit(options, plan, cluster, store, retry, job)
@@ -84,14 +84,18 @@ def _provenance() -> dict[str, Any]:
     return {"commit": provenance.commit(), "dirty": provenance.dirty()}
 
 
-def _job(options: argparse.Namespace, cluster: Cluster) -> dict[str, Any]:
-    return {
-        "backend": cluster.backend,
-        "cluster": cluster.name,
-        "host": provenance.host(),
-        "data": str(options.data.resolve()),
-        **cluster.job(),
-    }
+def asked_cluster(options: argparse.Namespace) -> Cluster:
+    """The profile, with sbatch's options from the command line over it."""
+    given = {name: getattr(options, name.replace("-", "_")) for name in FLAGS}
+    extra = dict(word.partition("=")[::2] for word in options.sbatch)
+    flags = {name: value for name, value in given.items() if value is not None}
+    return with_flags(load_cluster(options.cluster), flags, extra)
+
+
+def _jobs(options: argparse.Namespace, cluster: Cluster) -> Callable[[str], dict[str, Any]]:
+    """What job.json says, for each stage kind."""
+    data = str(options.data.resolve())
+    return lambda kind: {"host": provenance.host(), "data": data, **cluster.job(kind)}
 
 
 def prepare_data(plan: Plan, root: Path) -> None:
@@ -150,7 +154,7 @@ def _submit(
     cluster: Cluster,
     store: Store,
     retry: set[str],
-    job: Mapping[str, Any],
+    job: Callable[[str], dict[str, Any]],
 ) -> int:
     from harness.snapshot import snapshot
     from harness.submit import submit_plan

@@ -21,15 +21,15 @@ POLL_SECONDS = 0.25
 class LocalRun:
     """One `harness run` on the local backend.
 
-    `job` is what every attempt's job.json says (data root, layout, where), `provenance` what every
-    stage.json says, `retry` the keys whose cap is lifted.
+    `job` gives what job.json says for a stage kind (data root, layout, where), `provenance` what
+    every stage.json says, `retry` the keys whose cap is lifted.
     """
 
     store: Store
     plan: Plan
     backend: LocalBackend
     jobs: int
-    job: Mapping[str, Any]
+    job: Callable[[str], Mapping[str, Any]]
     provenance: Mapping[str, Any]
     retry: set[str] = field(default_factory=set)
     mine: dict[str, Attempt] = field(default_factory=dict)
@@ -75,7 +75,7 @@ class LocalRun:
         stage = decision.stage
         about = about_stage(self.plan, stage, self.provenance)
         attempt = open_attempt(
-            self.store, decision, about, {**self.job, "folder": str(decision.folder)}
+            self.store, decision, about, {**self.job(stage.kind), "folder": str(decision.folder)}
         )
         self.mine[stage.key] = attempt
         self.tried.add(stage.key)

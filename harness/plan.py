@@ -155,7 +155,12 @@ class _Builder:
         own = changes_for("pretrain", changed)
         task = task_class("pretrain")(method=methods.get(name), data=self.scale.data, seed=seed)
         task = self.scaled("pretrain", with_fields(task, own, where))
-        return with_fields(task, own, where)
+        task = with_fields(task, own, where)
+        try:
+            task.check()
+        except ValueError as error:
+            raise InputError(f"{where}: {error}") from None
+        return task
 
     def evaluation(
         self,

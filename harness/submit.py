@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ def submit_plan(
     store: Store,
     plan: Plan,
     backend: Backend,
-    job: Mapping[str, Any],
+    job: Callable[[str], Mapping[str, Any]],
     provenance: Mapping[str, Any],
     retry: Collection[str] = (),
     code: Path | None = None,
 ) -> tuple[dict[str, Decision], int]:
     """Submits what is missing; returns the decisions that were made and how many jobs that took.
+
+    `job`: what job.json says for a stage of a kind.
 
     A child names its parents' jobs, whether they were submitted now or live already. Raises
     BackendUnavailable before anything was done, or BackendRefused with the scheduler's words after
@@ -37,7 +39,7 @@ def submit_plan(
             if decision.submit:
                 after = [jobs[n.key] for n in decision.stage.needs.values() if n.key in jobs]
                 about = about_stage(plan, decision.stage, provenance)
-                opened = open_attempt(store, decision, about, job)
+                opened = open_attempt(store, decision, about, job(decision.stage.kind))
                 attempt = Attempt(
                     opened.id, opened.folder, opened.kind, opened.name, tuple(after), code
                 )
