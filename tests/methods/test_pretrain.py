@@ -1,0 +1,100 @@
+"""The pretraining stage on a small Patchwork: what it leaves, and that layouts do not matter."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_methods import tiny
+
+from methods.data.sets import Patchwork
+from methods.engine.work import Layout, Work
+from methods.errors import StageError
+from methods.pretrain import Pretraining
+from methods.values import from_plain, to_plain
+
+DATA = Patchwork(train=32, teacher=10, validation=10)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("data")
+    DATA.prepare(root)
+    return root
+
+
+def run(
+    folder: Path, name: str, needs: dict[str, Path], data: Path, layout: Layout, **changes: object
+) -> dict[str, torch.Tensor]:
+    """The encoder's weights after 4 updates of 8 images."""
+    folder.mkdir()
+    task = replace(Pretraining(tiny(name), DATA), **changes)  # type: ignore[arg-type]
+    metrics = task.run(Work(folder=folder, needs=needs, data=data, layout=layout))
+    assert 0 < metrics["loss"] < 100
+    return load_file(folder / "encoder.safetensors")
+
+
+def test_a_stage_leaves_encoders_and_metrics(
+    tmp_path: Path, needs: dict[str, Path], data: Path
+) -> None:
+    weights = run(tmp_path / "a", "beitv2", needs, data, Layout(), milestones=(0.5,))
+    early = load_file(tmp_path / "a" / "milestones" / "50" / "encoder.safetensors")
+    assert early.keys() == weights.keys()
+    assert not torch.equal(early["cls_token"], weights["cls_token"])
+    last = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert last["step"] == 4
+    assert last["loss"] == pytest.approx(last["loss_tokens"] + last["loss_aggregated"], rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["milan", "beitv2"])
+def test_micro_batches_train_the_same_encoder(
+    tmp_path: Path, needs: dict[str, Path], data: Path, name: str
+) -> None:
+    whole = run(tmp_path / "whole", name, needs, data, Layout())
+    parts = run(tmp_path / "parts", name, needs, data, Layout(device_batch=2))
+    for each in whole:
+        torch.testing.assert_close(whole[each], parts[each], rtol=1e-3, atol=1e-4)
+
+
+def test_the_seed_decides(tmp_path: Path, needs: dict[str, Path], data: Path) -> None:
+    first, again, other = (
+        run(tmp_path / str(i), "mae", needs, data, Layout(), seed=seed)
+        for i, seed in enumerate((1, 1, 2))
+    )
+    assert all(torch.equal(first[each], again[each]) for each in first)
+    assert not torch.equal(first["cls_token"], other["cls_token"])
+
+
+def test_a_missing_teacher_is_named(tmp_path: Path, data: Path) -> None:
+    with pytest.raises(StageError, match="'clip'") as error:
+        run(tmp_path / "a", "milan", {}, data, Layout())
+    assert error.value.reason == "needs"
+
+
+def test_a_teacher_on_another_grid_is_refused(
+    tmp_path: Path, needs: dict[str, Path], data: Path
+) -> None:
+    method = tiny("milan")
+    method = replace(method, encoder=replace(method.encoder, patch=16))
+    with pytest.raises(StageError, match="grid") as error:
+        run(tmp_path / "a", "milan", needs, data, Layout(), method=method)
+    assert error.value.reason == "teacher"
+
+
+def test_parts_that_do_not_fit_stop_the_stage(
+    tmp_path: Path, needs: dict[str, Path], data: Path
+) -> None:
+    method = replace(tiny("mae"), decoder=tiny("maskdistill").decoder)
+    with pytest.raises(StageError, match="LinearHead"):
+        run(tmp_path / "a", "mae", needs, data, Layout(), method=method)
+
+
+def test_the_task_survives_plain_data() -> None:
+    task = Pretraining(tiny("beitv2"), DATA, seed=3, milestones=(0.1, 0.5))
+    assert from_plain(Pretraining, json.loads(json.dumps(to_plain(task))), "task") == task
+    with pytest.raises(ValueError, match="milestones"):
+        Pretraining(tiny("mae"), DATA, milestones=(1.0,))

@@ -1,0 +1,107 @@
+"""The registered methods at a size that a test can run, with images, masks and frozen networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import methods
+from methods.parts.model import Method
+from methods.teachers import load_teacher, load_tokenizer
+from methods.values import by_type
+
+VIT = {"image": 48, "patch": 8, "width": 32, "depth": 3, "heads": 2}
+PARTS: dict[str, dict[str, Any]] = {
+    "ViT": VIT,
+    "Beit": VIT,
+    "Transformer": {"width": 16, "depth": 2, "heads": 2},
+    "Prompting": {"width": 16, "depth": 2, "heads": 2},
+    "PatchAggregation": {"early_layer": 2},
+    "Augmentation": {"size": 48},
+}
+OPTIMISATION: dict[str, Any] = {
+    "epochs": 1,
+    "batch": 8,
+    "warmup_epochs": 0.0,
+    "learning_rate": 1e-3,
+    "per": None,
+    "minimum_rate": 0.0,
+    "precision": "fp32",
+    "schedule": "cosine",
+    "decay_epochs": (),
+}
+
+
+def tiny(name: str) -> Method:
+    """The method `name` with a ViT of 3 blocks of width 32 on 6 x 6 patches."""
+    method: Method = by_type(methods.get(name), PARTS, "tiny")
+    optimisation = dataclasses.replace(method.optimisation, **OPTIMISATION)
+    return dataclasses.replace(method, optimisation=optimisation)
+
+
+def frozen_folders(root: Path) -> dict[str, Path]:
+    """Randomly initialised frozen networks for the tiny methods, as their stages leave them."""
+    from methods.teachers.clip import ClipTraining
+    from methods.teachers.clip_network import build_clip, save_clip
+    from methods.teachers.tokenizer import save
+    from methods.teachers.vqkd import VqkdTraining
+    from methods.teachers.vqkd_network import VqkdNetwork, card_of
+
+    torch.manual_seed(0)
+    folders = {role: root / role for role in ("clip", "vqkd", "dalle")}
+    for folder in folders.values():
+        folder.mkdir()
+    model = ClipTraining(width=32, depth=2, heads=2, embedding=24).model
+    save_clip(folders["clip"], build_clip(model).state_dict(), model, "a test")
+    task = dataclasses.replace(
+        VqkdTraining(),
+        image=48,
+        patch=8,
+        width=32,
+        depth=1,
+        heads=2,
+        decoder_depth=1,
+        codes=50,
+        code_dimension=8,
+        augmentation=dataclasses.replace(VqkdTraining().augmentation, size=48),
+    )
+    network = task.network(24)
+    # Any tokenizer with this grid stands for DALL-E's.
+    for role in ("vqkd", "dalle"):
+        save(folders[role], VqkdNetwork(**network), card_of(network, "a test"))
+    return folders
+
+
+def load(folders: dict[str, Path]) -> dict[str, torch.nn.Module]:
+    """The frozen networks in `folders`, by role."""
+    loaders = {"clip": load_teacher, "vqkd": load_tokenizer, "dalle": load_tokenizer}
+    return {role: loaders[role](folder) for role, folder in folders.items()}
+
+
+def loader_batch(method: Method, size: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
+    """A micro-batch as the loader makes it, of smooth random pictures."""
+    generator = torch.Generator().manual_seed(seed)
+    side = method.augmentation.size
+
+    def pictures(side: int) -> torch.Tensor:
+        small = torch.rand(size, 3, 6, 6, generator=generator)
+        large = torch.nn.functional.interpolate(small, (side, side), mode="bilinear")
+        return (large * 255).to(torch.uint8)
+
+    numpy_generator = np.random.default_rng(seed)
+    draws = [method.masking.draw(numpy_generator, method.encoder.grid) for _ in range(size)]
+    batch = {"image": pictures(side), "draw": torch.from_numpy(np.stack(draws))}
+    second = method.augmentation.second
+    if second is not None:
+        batch["second"] = pictures(second.size)
+    return batch
+
+
+def split(batch: dict[str, torch.Tensor], parts: int) -> list[dict[str, torch.Tensor]]:
+    """The batch as equal contiguous micro-batches."""
+    pieces = {name: item.chunk(parts) for name, item in batch.items()}
+    return [{name: piece[i] for name, piece in pieces.items()} for i in range(parts)]
