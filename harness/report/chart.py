@@ -121,22 +121,23 @@ def swatch(series: int) -> Safe:
     return element("svg", line, marker(17, 7, series), **attributes, class_="swatch")
 
 
-def dots(title: str, rows: Sequence[Dots], labelled: bool = True) -> Safe:
+def dots(title: str, rows: Sequence[Dots]) -> Safe:
     """One line per row: every seed as a tick, the mean as a marker, ± one standard deviation."""
-    left, width, step = (150 if labelled else 14), (470 if labelled else 334), 26
+    left, width, step = 138, 404, 26
     height = 30 + step * len(rows) + 24
     known = [value for row in rows for value in row.values]
     low, high = _padded(known) if known else (0.0, 100.0)
-    x = _linear(low, high, left + 8, width - 64)
+    x = _linear(low, high, left + 8, width - 72)
     grid = [_vertical(x(tick), 26, height - 24, f"{tick:g}") for tick in ticks(low, high)]
-    body = [_dots_row(row, 26 + step * (i + 0.5), left, x, labelled) for i, row in enumerate(rows)]
+    body = [_dots_row(row, 26 + step * (i + 0.5), left, x) for i, row in enumerate(rows)]
     heading = element("text", title, x=left, y=14, class_="heading")
     return _svg(width, height, f"{title}, per cent", heading, grid if known else None, body)
 
 
-def _dots_row(row: Dots, y: float, left: float, x: Scale, labelled: bool) -> list[object]:
-    label = element("text", _short(row.label, 22), x=left - 8, y=y + 4, class_="name")
-    parts: list[object] = [label if labelled else None]
+def _dots_row(row: Dots, y: float, left: float, x: Scale) -> list[object]:
+    parts: list[object] = [
+        element("text", _short(row.label, 19), x=left - 8, y=y + 4, class_="name")
+    ]
     summary = summarise(row.values)
     if summary is None:
         return [*parts, element("text", row.missing, x=left + 8, y=y + 4, class_="missing")]
@@ -174,7 +175,7 @@ def scatter(
     title: str, x_title: str, points: Sequence[Point], unit: Callable[[float], str]
 ) -> Safe:
     """Accuracy (y, per cent) against a cost (x); labels stand in the right margin, apart."""
-    width, height, left, right, top, bottom = 420, 250, 40, 300, 28, 206
+    width, height, left, right, top, bottom = 400, 250, 40, 280, 28, 206
     xs, ys = [p.x for p in points], [v for p in points for v in (p.low, p.high)]
     log = min(xs) > 0 and max(xs) / min(xs) > 20
     along: Callable[[float], float] = math.log10 if log else float
@@ -219,7 +220,7 @@ def curves(
     title: str, curves_: Sequence[Curve], x_title: str = "step", small: bool = False
 ) -> Safe:
     """Mean curves with a band from the lowest to the highest seed; names at the right end."""
-    width, height, left, top = (236, 150, 44, 26) if small else (420, 250, 44, 28)
+    width, height, left, top = (236, 150, 44, 26) if small else (400, 250, 44, 28)
     right, bottom = width - (10 if small else 120), height - 34
     xs = [value for curve in curves_ for value in curve.x]
     low_y, high_y = _padded([v for curve in curves_ for v in (*curve.low, *curve.high)], 0.05)

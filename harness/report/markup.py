@@ -14,7 +14,7 @@ class Safe(str):
 VOID = frozenset({"meta", "input", "img", "br", "link"})
 
 
-def element(name: str, *children: Any, **attributes: Any) -> Safe:
+def element(name: str, /, *children: Any, **attributes: Any) -> Safe:
     """`<name attributes>children</name>`.
 
     Attribute names: `class_` is class, `data_value` is data-value. None and False leave an

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from harness.report.source import Source
@@ -38,6 +38,7 @@ FIELDS = (
     "value",
     "reason",
     "command",
+    "failed_key",
     "metrics",
     "seconds",
     "device",
@@ -83,7 +84,7 @@ def _record(
     absent: Mapping[str, Any] = {"state": "absent"}
     outcome = outcomes(key) if key else absent
     trained = outcomes(pretrain) if pretrain else absent
-    state, reason = _state(outcomes, plan, key, outcome)
+    state, reason, failed = _state(outcomes, plan, key, outcome)
     metrics = dict(outcome.get("metrics") or {})
     value = metrics.get(METRIC[kind]) if state == "done" else None
     if state == "done" and value is None:
@@ -105,7 +106,8 @@ def _record(
         "state": state,
         "value": value,
         "reason": reason,
-        "command": "" if state in ("done", "absent") else fill_command(plan, state, key),
+        "command": "" if state in ("done", "absent") else fill_command(plan, [failed]),
+        "failed_key": failed,
         "metrics": metrics,
         "device": cost.get("device") or before.get("device") or "",
         **{name: cost.get(name) for name in ("seconds", "images", "gflops")},
@@ -119,20 +121,26 @@ def _record(
 
 def _state(
     outcomes: Outcomes, plan: Mapping[str, Any], key: str | None, outcome: Mapping[str, Any]
-) -> tuple[str, str]:
-    """The state of a cell and the reason: a failed stage that it needs makes it "blocked"."""
+) -> tuple[str, str, str | None]:
+    """The state of a cell, the reason, and the key of the stage whose failure it is.
+
+    A failed stage among those that it needs makes a cell "blocked".
+    """
     state = str(outcome["state"])
     if state == "failed":
-        error = outcome.get("error") or {}
-        return state, f"{error.get('reason', 'code')}: {error.get('message', '')}".rstrip(": ")
+        return state, _why(outcome), key
     if state in ("done", "running", "absent") or key is None:
-        return state, ""
+        return state, "", None
     culprit = failed_need(outcomes, plan, key)
     if culprit is None:
-        return ("missing" if state == "blocked" else state), ""
-    error = outcomes(culprit).get("error") or {}
+        return ("missing" if state == "blocked" else state), "", None
     kind = plan["stages"][culprit]["kind"]
-    return "blocked", f"{kind} failed: {error.get('reason', 'code')}: {error.get('message', '')}"
+    return "blocked", f"{kind} failed: {_why(outcomes(culprit))}", culprit
+
+
+def _why(outcome: Mapping[str, Any]) -> str:
+    error = outcome.get("error") or {}
+    return f"{error.get('reason', 'code')}: {error.get('message', '')}".rstrip(": ")
 
 
 def failed_need(outcomes: Outcomes, plan: Mapping[str, Any], key: str) -> str | None:
@@ -146,17 +154,17 @@ def failed_need(outcomes: Outcomes, plan: Mapping[str, Any], key: str) -> str | 
     return None
 
 
-def fill_command(plan: Mapping[str, Any], state: str, key: str | None) -> str:
-    """The command that fills a missing cell: the study's own, since running again adds what lacks.
+def fill_command(plan: Mapping[str, Any], failed: Sequence[str | None]) -> str:
+    """The command that fills missing cells: the study's own, since running again adds what lacks.
 
-    A stage that failed three times is only tried again when it is named.
+    A stage that failed three times is only tried again when it is named, so `failed` are named.
     """
     study = plan["study"]
     words = ["harness", "run", "--study", study["name"], "--scale", study["scale"]]
     if plan.get("command"):
         words = _without_retry([str(word) for word in plan["command"]])
-    if state == "failed" and key:
-        words += ["--retry", key]
+    for key in dict.fromkeys(failed):
+        words += ["--retry", key] if key else []
     return shlex.join(words)
 
 
