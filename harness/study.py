@@ -37,8 +37,8 @@ class StudyRow:
     set: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if any(not (char.isalnum() or char in " .,+-_()=/") for char in self.variant):
-            raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) = /")
+        if any(not (char.isalnum() or char in " .,+-_()=") for char in self.variant):
+            raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) =")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ class Study:
     set: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if not self.name or any(not (char.isalnum() or char in "-_") for char in self.name):
+            raise ValueError(f"name may hold letters, digits, - and _, not {self.name!r}")
         for name in ("evals", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):

@@ -56,26 +56,35 @@ def to_plain(value: Any, sparse: bool = False, declared: Any = Any) -> Any:
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
-        plain: dict[str, Any] = {} if cls is declared else {"type": cls.__name__}
+        exact = declared is cls or cls in get_args(declared)
+        plain: dict[str, Any] = {} if exact else {"type": cls.__name__}
         for name, field in _fields(cls).items():
             item = getattr(value, name)
             if not (sparse and item == _default(field)):
-                plain[name] = to_plain(item, sparse, _dataclass_in(_hints(cls)[name]))
+                plain[name] = to_plain(item, sparse, _hints(cls)[name])
         return plain
     if isinstance(value, Mapping):
-        return {str(key): to_plain(item, sparse) for key, item in value.items()}
+        declared = get_args(declared)[1] if len(get_args(declared)) == 2 else Any
+        return {str(key): to_plain(item, sparse, declared) for key, item in value.items()}
     if isinstance(value, (tuple, list)):
-        return [to_plain(item, sparse, declared) for item in value]
-    return value
+        hints = get_args(declared)
+        return [to_plain(item, sparse, _item_hint(hints, i)) for i, item in enumerate(value)]
+    # A whole number in a float's place is written as `from_plain` will read it: 400 as 400.0.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return float(value) if whole and _is_float(declared) else value
 
 
-def _dataclass_in(hint: Any) -> Any:
-    """The one dataclass that `hint` (also `X | None`, `tuple[X, ...]`) declares, else Any."""
-    if dataclasses.is_dataclass(hint):
-        return hint
-    arguments = [item for item in get_args(hint) if item not in (type(None), Ellipsis)]
-    found = {_dataclass_in(item) for item in arguments}
-    return found.pop() if len(found) == 1 else Any
+def _item_hint(hints: tuple[Any, ...], position: int) -> Any:
+    known = [hint for hint in hints if hint is not Ellipsis and hint is not type(None)]
+    if len(known) == 1 and get_origin(known[0]) is tuple:  # tuple[...] | None
+        return _item_hint(get_args(known[0]), position)
+    if not known:
+        return Any
+    return known[0] if len(known) == 1 else known[min(position, len(known) - 1)]
+
+
+def _is_float(hint: Any) -> bool:
+    return hint is float or (float in get_args(hint) and int not in get_args(hint))
 
 
 def from_plain(cls: type[T], plain: Any, where: str = "") -> T:
