@@ -35,7 +35,7 @@ class Levelling:
         self.damage = ""
         name = f"{self.study}-{self.scale}"
         place = artifact_location(root, uri, name)
-        self.experiment = runs.experiment(name, place, experiment_tags(plan))
+        self.experiment = runs.experiment(name, place, experiment_tags(plan, runs.store))
 
     @property
     def error(self) -> str:
@@ -162,12 +162,16 @@ def row_key(plan: Mapping[str, Any], row: Row) -> str:
     return f"row-{fingerprint({**study, **{name: row[name] for name in names}, 'of': subject})}"
 
 
-def experiment_tags(plan: Mapping[str, Any]) -> dict[str, str]:
-    """What the experiment says of the study, and what a report needs to know beside the rows."""
+def experiment_tags(plan: Mapping[str, Any], store: str) -> dict[str, str]:
+    """What the experiment says of the study, and what a report needs to know beside the rows.
+
+    Several people may mirror their stores to one experiment: `store` is who did so last.
+    """
     study = plan["study"]
     rest = {name: value for name, value in plan.items() if name not in ("rows", "stages")}
     return {
         "harness": "yes",
+        "store": store,
         "study": str(study["name"]),
         "scale": str(study["scale"]),
         "mlflow.note.content": f"{study.get('title') or study['name']}, scale {study['scale']}",

@@ -12,7 +12,7 @@ from harness.tracking.record import Point
 from harness.tracking.server import without_secrets
 
 CHUNK = 1000  # metrics in one request, MLflow's documented limit
-SMALL_CHUNK = 100  # parameters or tags in one request
+SMALL_CHUNK = 100  # parameters, and as many tags, in one request
 OURS = "tags.harness = 'yes'"  # experiments that this program made
 ENDED = ("FINISHED", "FAILED", "KILLED")
 SAME = 0.01  # relative
@@ -90,10 +90,11 @@ class Runs:
 
         new_tags = {k: v for k, v in tags.items() if run.tags.get(k) != v}
         new_params = {k: without_secrets(v) for k, v in params.items() if k not in run.params}
-        for some in _chunks(new_params, SMALL_CHUNK):
-            self.client.log_batch(run.id, params=[Param(k, new_params[k]) for k in some])
-        for some in _chunks(new_tags, SMALL_CHUNK):
-            self.client.log_batch(run.id, tags=[RunTag(k, new_tags[k]) for k in some])
+        params_left = [Param(k, v) for k, v in new_params.items()]
+        tags_left = [RunTag(k, v) for k, v in new_tags.items()]
+        for at in range(0, max(len(params_left), len(tags_left)), SMALL_CHUNK):
+            some = slice(at, at + SMALL_CHUNK)
+            self.client.log_batch(run.id, params=params_left[some], tags=tags_left[some])
         run.tags.update(new_tags)
         run.params.update(new_params)
         self.written += len(new_tags) + len(new_params)
@@ -197,11 +198,6 @@ def _read(found: Any) -> Run:
     seen = bool(found.inputs and found.inputs.dataset_inputs)
     tags, params = {**data.tags}, {**data.params}
     return Run(info.run_id, info.status, info.start_time, tags, params, latest, seen)
-
-
-def _chunks(names: Iterable[str], size: int) -> Iterable[list[str]]:
-    every = list(names)
-    return (every[at : at + size] for at in range(0, len(every), size))
 
 
 def pages(search: Any, *words: Any, **filters: Any) -> list[Any]:

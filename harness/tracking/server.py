@@ -97,6 +97,7 @@ def prepare_environment() -> None:
     """No telemetry, no chatter, short time-outs; what the user has set stays."""
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     os.environ.setdefault("MLFLOW_DISABLE_AGENT_HINT", "true")
+    os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
@@ -125,7 +126,9 @@ def serve(store: Any, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
         connect(uri).search_experiments(max_results=1)
     print(f"MLflow shows {store.root} at http://{host}:{port} (stop with Ctrl-C)", flush=True)
     command = serve_command(store.root, host, port)
-    os.execvpe(command[0], command, {**os.environ, "PYTHONUNBUFFERED": "1"})
+    # Its queues for background jobs are processes that only cost here.
+    quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}
+    os.execvpe(command[0], command, {**os.environ, **quiet})
 
 
 def serve_command(root: Path, host: str, port: int) -> list[str]:

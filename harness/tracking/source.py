@@ -16,6 +16,8 @@ from methods.errors import InputError
 class MlflowSource:
     """A report's source (harness.report.source) that needs no store, only a tracking server.
 
+    Of several stores mirrored to one experiment it reads the one that was mirrored last.
+
     Raises InputError for a bad address, and where the server does not answer or has no such study.
     """
 
@@ -51,10 +53,11 @@ class MlflowSource:
             raise InputError(
                 f"{'no' if not mine else 'more than one'} study {study!r} {where}{hint}"
             )
-        runs = pages(self.client.search_runs, [each.experiment_id for each in every])
+        store = f"tags.store = '{mine[0].tags.get('store', '')}'"
+        runs = pages(self.client.search_runs, [each.experiment_id for each in every], store)
         self._stages = {run.data.tags["key"]: run for run in runs if _level(run) == "stage"}
         rows = [run for run in runs if _level(run) == "row" and _planned(run, mine[0].tags)]
-        told = [read_long_tag("row", run.data.tags) for run in _newest_store(rows)]
+        told = [read_long_tag("row", run.data.tags) for run in rows]
         told = sorted((each for each in told if each), key=lambda each: each["order"])
         stages = {key: value for each in told for key, value in each["stages"].items()}
         about = read_long_tag("plan", mine[0].tags) or {}
@@ -110,11 +113,3 @@ def _planned(run: Any, experiment: Mapping[str, str]) -> bool:
     tags = run.data.tags
     same = all(tags.get(name) == experiment[name] for name in ("study", "scale"))
     return same and tags.get("planned") == "true"
-
-
-def _newest_store(rows: list[Any]) -> list[Any]:
-    """Where several stores were mirrored to one server, the rows of the one that began last."""
-    if not rows:
-        return rows
-    newest = max(rows, key=lambda run: run.info.start_time).data.tags["store"]
-    return [run for run in rows if run.data.tags["store"] == newest]
