@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -41,10 +44,12 @@ def permutation(seed: int, epoch: int, length: int) -> np.ndarray:
 
 def positions(start: int, stop: int, length: int, seed: int) -> list[Key]:
     """Keys of the positions [start, stop) of the endless stream over `length` images."""
-    keys = []
-    for position in range(start, stop):
-        epoch, place = divmod(position, length)
-        keys.append((epoch, int(permutation(seed, epoch, length)[place])))
+    keys: list[Key] = []
+    while start < stop:
+        epoch, place = divmod(start, length)
+        order = permutation(seed, epoch, length)[place : place + stop - start]
+        keys += [(epoch, index) for index in order.tolist()]
+        start += len(order)
     return keys
 
 
@@ -142,6 +147,24 @@ def _stack(values: list[Any]) -> Any:
     return values
 
 
+def _outlive_signals(worker: int) -> None:
+    # A cluster signals every process of a job, a terminal every process of its group: the stage
+    # then saves and leaves, which it could not if its loaders were gone.
+    for name in (signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(name, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+        threading.Thread(target=_await_parent, daemon=True).start()
+
+
+def _await_parent() -> None:
+    # Ending without having closed its loader, the stage's process terminates it and waits: that
+    # one SIGTERM must count, or neither would ever end.
+    while signal.sigwaitinfo([signal.SIGTERM]).si_pid != os.getppid():
+        pass
+    os._exit(0)
+
+
 def _load(samples: Samples, plan: Iterator[list[Key]], layout: Layout) -> Iterator[Batch]:
     """Micro-batches of the plan in order, from `layout.loader_workers` processes."""
     if layout.loader_workers == 0:
@@ -150,9 +173,10 @@ def _load(samples: Samples, plan: Iterator[list[Key]], layout: Layout) -> Iterat
         loader = iter(
             DataLoader(
                 samples,
-                batch_sampler=plan,  # type: ignore[arg-type]
+                batch_sampler=plan,
                 num_workers=layout.loader_workers,
                 collate_fn=collate,
+                worker_init_fn=_outlive_signals,
                 pin_memory=layout.device.startswith("cuda"),
                 # The loader draws a seed that nothing here uses; torch's own generator stays as is.
                 generator=torch.Generator(),
@@ -221,14 +245,12 @@ class Stream:
         while True:
             micros = []
             for _ in self.per_step:
-                batch = next(loader)
-                self._count_skipped(next(wanted), batch["index"])
-                micros.append(batch)
+                micros.append(next(loader))
+                if self.budget:
+                    self._count_skipped(next(wanted), micros[-1]["index"])
             yield micros
 
     def _count_skipped(self, keys: list[Key], got: torch.Tensor) -> None:
-        if not self.budget:
-            return
         for (_, index), actual in zip(keys, got.tolist(), strict=True):
             distance = (actual - index) % self.length
             self.skipped.update((index + step) % self.length for step in range(distance))

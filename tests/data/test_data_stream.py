@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -245,6 +248,51 @@ def test_a_killed_worker_is_an_error_and_no_hang() -> None:
     with pytest.raises(StageError, match="loader process died") as error:
         taken(stream, 3)
     assert error.value.reason == "data"
+
+
+def test_workers_outlive_the_signals_that_end_a_job() -> None:
+    others = set(multiprocessing.active_children())
+    steps = iter(Stream(Numbers(10), number, 4, 0, replace(ALONE, loader_workers=1)))
+    expected = taken(Stream(Numbers(10), number, 4, 0, ALONE), 12)
+    assert torch.equal(next(steps)[0]["value"], expected[0]["value"])
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 1
+    # Sent by another process than the stage's own, as a cluster's daemon does.
+    code = "import os, sys; [os.kill(int(sys.argv[1]), int(s)) for s in sys.argv[2:]]"
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    for worker in workers:
+        arguments = [str(worker.pid), *(str(int(name)) for name in signals)]
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, timeout=60)
+    for step in expected[1:]:
+        assert torch.equal(next(steps)[0]["value"], step["value"])
+
+
+def test_workers_end_with_the_stream() -> None:
+    others = set(multiprocessing.active_children())
+    steps = iter(Stream(Numbers(10), number, 4, 0, replace(ALONE, loader_workers=1)))
+    next(steps)
+    workers = set(multiprocessing.active_children()) - others
+    del steps
+    for worker in workers:
+        worker.join(timeout=60)
+    assert [worker.exitcode for worker in workers] == [0]
+
+
+def test_a_process_ends_although_its_loader_is_open() -> None:
+    """As after an error: the iterator is still referenced when the interpreter goes."""
+    code = """
+import sys
+sys.path[:0] = sys.argv[1:]
+from test_data_stream import ALONE, Numbers, Stream, number, replace
+kept = iter(Stream(Numbers(10), number, 4, 0, replace(ALONE, loader_workers=2)))
+next(kept)
+sys.stay = kept
+raise SystemExit(3)
+"""
+    here = Path(__file__).parent
+    paths = [str(here), str(here.parents[1])]
+    done = subprocess.run([sys.executable, "-c", code, *paths], timeout=120)
+    assert done.returncode == 3
 
 
 def test_another_error_in_a_worker_is_not_hidden() -> None:
