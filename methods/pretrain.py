@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
+import methods
 from methods.data.sets import ImageData
 from methods.parts.model import Method
+
+# Makes the parts known that methods bring in their own files, for reading tasks from plain data.
+methods.names()
 
 if TYPE_CHECKING:
     from methods.engine.work import Work

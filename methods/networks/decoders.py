@@ -18,9 +18,9 @@ def select(tokens: Tensor, mask: Tensor, where: Where) -> Tensor:
     """The rows that `where` names, of tokens (B, 1+N, C) or (B, N, C) (codes: without C).
 
     "all" keeps everything and "patches" all but the class; "hidden" and "visible" give (rows, C) in
-    raster order by mask (B, N), True = hidden.
+    raster order by mask (B, N), True = hidden. "image" expects (B, C) and keeps it.
     """
-    if where == "all":
+    if where in ("all", "image"):
         return tokens
     patches = tokens[:, tokens.shape[1] - mask.shape[1] :]
     if where == "patches":

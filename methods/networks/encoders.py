@@ -50,6 +50,7 @@ class Student(nn.Module):
     def __init__(self, value: ViT | Beit) -> None:
         super().__init__()
         self.width, self.depth, self.grid = value.width, value.depth, value.grid
+        self.heads, self.layer_scale = value.heads, value.layer_scale
         self.drop_path = value.drop_path
         name, arguments = value.timm()
         self.model = timm.create_model(name, drop_path_rate=value.drop_path, **arguments)
@@ -98,12 +99,8 @@ class StudentViT(Student):
 
     def __init__(self, value: ViT) -> None:
         super().__init__(value)
-        self.heads, self.layer_scale = value.heads, value.layer_scale
         self.drops = value.hidden == "drop"
-        self.scheme = xavier if value.initialisation == "xavier" else truncated
-        self.initialise(self.model)
-        if value.initialisation == "truncated":
-            scale_by_depth(self.model.blocks)
+        xavier(self.model)
         with torch.no_grad():
             for token in (self.model.cls_token, self.mask_token):
                 if token is not None:
@@ -124,7 +121,7 @@ class StudentViT(Student):
         return torch.cat([first.to(patches.dtype), patches], dim=1)
 
     def initialise(self, module: nn.Module) -> None:
-        self.scheme(module)
+        xavier(module)
 
     def new_block(self, drop_path: float) -> nn.Module:
         return vision_transformer.Block(
@@ -142,7 +139,6 @@ class StudentBeit(Student):
 
     def __init__(self, value: Beit) -> None:
         super().__init__(value)
-        self.heads, self.layer_scale = value.heads, value.layer_scale
         truncated(self.model)
         scale_by_depth(self.model.blocks)
         for token in (self.model.cls_token, self.mask_token):

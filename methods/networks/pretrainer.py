@@ -27,6 +27,8 @@ class Pretrainer(nn.Module):
         outputs = _outputs(method.objectives, [each.width for each in targets])
         self.decoder = method.decoder.build(self.encoder, outputs)
         self.targets = nn.ModuleList(targets)
+        for each in targets:
+            each.start(self)
         self.losses = [each.loss.build() for each in method.objectives]
 
     def forward(self, micro: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -87,8 +89,15 @@ class MaskedModelling:
         """Normalised images, masks and the targets' rows for this rank's micro-batches.
 
         Frozen networks come before the mask, which may need their attention, and the targets after
-        it, since some follow the student.
+        it, since some follow the student. Raises StageError("layout") where the method needs the
+        whole batch and this rank's share comes in several micro-batches.
         """
+        if self.method.whole_batch and len(micros) > 1:
+            raise StageError(
+                "layout",
+                f"method {self.method.name} compares the images of a batch with each other, so a "
+                "device must take its share at once: use more devices or a smaller batch",
+            )
         inputs = [self._inputs(micro) for micro in micros]
         for each in inputs:
             each.mask = self._mask(each)
@@ -105,8 +114,8 @@ class MaskedModelling:
     def _inputs(self, micro: dict[str, Any]) -> Inputs:
         image = to_float(micro["image"])
         plain = to_float(micro["second"]) if "second" in micro else image
-        normalised = normalise(image, self.method.augmentation.statistics)
-        return Inputs(normalised, plain, micro, self.frozen)
+        statistics = self.method.augmentation.statistics
+        return Inputs(normalise(image, statistics), plain, micro, self.frozen, statistics)
 
     def _mask(self, inputs: Inputs) -> Tensor:
         masking, attention = self.method.masking, None

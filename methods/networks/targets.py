@@ -20,14 +20,15 @@ class Inputs:
     """One micro-batch as masks and targets see it; each frozen network runs once at most.
 
     image: (B, 3, H, W) normalised, the student's. plain: the same or the second view in [0, 1], for
-    the frozen networks by role in `frozen`. batch: the loader's. mask: (B, N) bool, True = hidden,
-    once it is known.
+    the frozen networks by role in `frozen`. batch: the loader's. statistics: of the student's
+    images. mask: (B, N) bool, True = hidden, once it is known.
     """
 
     image: Tensor
     plain: Tensor
     batch: Mapping[str, Any]
     frozen: Mapping[str, Any]
+    statistics: str = "imagenet"
     mask: Tensor | None = None
     seen: dict[tuple[str, ...], Any] = field(default_factory=dict)
 
@@ -60,6 +61,9 @@ class TargetNetwork(nn.Module):
     def one(self, inputs: Inputs, student: Any) -> Tensor:
         """The target of one micro-batch."""
         raise NotImplementedError
+
+    def start(self, student: Any) -> None:
+        """Take what is needed of the newly built Pretrainer; frozen targets need nothing."""
 
     def after_step(self, student: Any) -> None:
         """Follow the student after an update; frozen targets do nothing."""

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
 
     from methods.networks.encoders import Student
 
-Where = Literal["hidden", "visible", "patches", "all"]
-"""A prediction's rows: hidden or visible patches, every patch, or every patch and the class."""
+Where = Literal["hidden", "visible", "patches", "all", "image"]
+"""A prediction's rows: hidden, visible or all patches, those and the class, or one an image."""
 
 
 class Output(NamedTuple):
@@ -30,6 +30,9 @@ class Decoder:
     """Names of what the decoder predicts."""
     reads: ClassVar[tuple[str, ...]] = ("token",)
     """The kinds of encoder, by what they do with hidden patches, that the decoder can follow."""
+    whole_batch: ClassVar[bool] = False
+    """Whether a device's share of the batch must not be cut into micro-batches: the decoder
+    gathers over ranks what depends on the global batch, but cannot over accumulation steps."""
 
     def describe(self) -> str:
         """The name in tables."""
@@ -38,8 +41,8 @@ class Decoder:
     def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
         """The network; its forward(encoded) gives {name: the rows that outputs[name] asks for}.
 
-        Rows are (B, 1+N, C) for "all", (B, N, C) for "patches" and, in raster order, (rows, C) for
-        "hidden" and "visible".
+        Rows are (B, 1+N, C) for "all", (B, N, C) for "patches", (B, C) for "image" and, in raster
+        order, (rows, C) for "hidden" and "visible".
         """
         raise NotImplementedError
 

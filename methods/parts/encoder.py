@@ -64,8 +64,7 @@ def _check_sizes(encoder: ViT | Beit) -> None:
 class ViT(Encoder):
     """Vision Transformer with fixed sine-cosine positions (MAE, MILAN).
 
-    `hidden` patches are dropped, or replaced by a learned token. `initialisation` is Xavier-uniform
-    (MAE) or BEiT's truncated normal with depth scaling.
+    `hidden` patches are dropped, or replaced by a learned token.
     """
 
     image: int = 224
@@ -76,7 +75,6 @@ class ViT(Encoder):
     drop_path: float = 0.0
     layer_scale: float | None = None
     hidden: Literal["drop", "token"] = "drop"
-    initialisation: Literal["xavier", "truncated"] = "xavier"
 
     def __post_init__(self) -> None:
         _check_sizes(self)

@@ -30,10 +30,7 @@ class Objective:
 
 @dataclass(frozen=True)
 class Method:
-    """Everything that pretraining with one method depends on, besides the data and the seed.
-
-    bound_to_layout: a number depends on how a batch is cut, so results of two layouts may differ.
-    """
+    """Everything that pretraining with one method depends on, besides the data and the seed."""
 
     name: str
     masking: Masking
@@ -42,7 +39,6 @@ class Method:
     objectives: tuple[Objective, ...]
     augmentation: Augmentation
     optimisation: Optimisation
-    bound_to_layout: bool = False
 
     def check(self) -> None:
         """Raise ValueError where parts do not fit each other.
@@ -82,6 +78,11 @@ class Method:
             *(each.target for each in self.objectives),
         )
         return tuple(dict.fromkeys(role for part in parts for role in part.needs))
+
+    @property
+    def whole_batch(self) -> bool:
+        """Whether a device's share of the batch must fit at once; see `Decoder.whole_batch`."""
+        return self.decoder.whole_batch
 
     def describe_target(self) -> str:
         """The targets' names in tables, each once."""

@@ -21,7 +21,12 @@ PARTS: dict[str, dict[str, Any]] = {
     "Transformer": {"width": 16, "depth": 2, "heads": 2},
     "Prompting": {"width": 16, "depth": 2, "heads": 2},
     "PatchAggregation": {"early_layer": 2},
+    "LatentRegressor": {"depth": 2, "decoder_depth": 2},
+    "PixelAndFeature": {"width": 16, "depth": 2, "heads": 2, "feature_depth": 1, "projector": 32},
+    "MomentumBranch": {"width": 8},
     "Augmentation": {"size": 48},
+    "ShiftedPair": {"size": 48},
+    "SecondView": {"size": 48},
 }
 OPTIMISATION: dict[str, Any] = {
     "epochs": 1,
@@ -95,9 +100,8 @@ def loader_batch(method: Method, size: int = 8, seed: int = 0) -> dict[str, torc
     numpy_generator = np.random.default_rng(seed)
     draws = [method.masking.draw(numpy_generator, method.encoder.grid) for _ in range(size)]
     batch = {"image": pictures(side), "draw": torch.from_numpy(np.stack(draws))}
-    second = method.augmentation.second
-    if second is not None:
-        batch["second"] = pictures(second.size)
+    if method.augmentation.second is not None or method.name == "cmae":
+        batch["second"] = batch["image"].flip(-1)
     return batch
 
 
