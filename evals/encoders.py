@@ -12,8 +12,9 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from evals.positions import resize_bias_table, resize_positions
 from methods.engine.work import Work
 from methods.errors import StageError
 from methods.networks.encoders import initialised
@@ -98,12 +99,13 @@ def build_trainable(
     if arguments.get("use_shared_rel_pos_bias"):
         arguments |= {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True}
         state = _one_table_a_block(state, int(arguments["depth"]))
+    if image is not None and image != found.image:
+        arguments["img_size"] = image
+        state = _resized(state, image // int(arguments["patch_size"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = timm.create_model(found.model, **arguments)
+        model: Timm = timm.create_model(found.model, **arguments)
     load_strictly(model, state, found.origin)
-    if image is not None and image != found.image:
-        model.set_input_size(img_size=(image, image))
     return model
 
 
@@ -119,7 +121,17 @@ def _one_table_a_block(state: State, depth: int) -> State:
     return state | {BLOCK_TABLE.format(block): shared.clone() for block in range(depth)}
 
 
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], origin: str) -> None:
+def _resized(state: State, grid: int) -> State:
+    state = dict(state)
+    for name, value in state.items():
+        if name == "pos_embed":
+            state[name] = resize_positions(value, grid)
+        elif name.endswith("relative_position_bias_table"):
+            state[name] = resize_bias_table(value, grid)
+    return state
+
+
+def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `model`, whose head and `fc_norm` alone may keep their initialisation.
 
     Raises StageError "weights" with the first names that are missing, unexpected or misshapen.

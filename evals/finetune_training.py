@@ -14,6 +14,7 @@ from evals.finetune import FineTuning
 from methods.data.augment import ToSample
 from methods.data.mixing import draw_mix, erase, mix_images, normalise, soft_targets, to_float
 from methods.data.stream import Stream, evaluation_batches
+from methods.engine.device import autocast
 from methods.engine.distributed import setup
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
@@ -104,5 +105,6 @@ def run(task: FineTuning, work: Work) -> dict[str, float]:
     def logits(images: Tensor) -> Tensor:
         return encoder(normalise(to_float(images), statistics)).unsqueeze(1)
 
-    score = accuracies(batches, logits, device)
+    with autocast(device, optimisation.precision):
+        score = accuracies(batches, logits, device)
     return {"top1": float(score[0, 0]), "top5": float(score[1, 0])}

@@ -15,6 +15,7 @@ from evals.linear import LinearProbe
 from methods.data.augment import ToSample
 from methods.data.mixing import normalise, to_float
 from methods.data.stream import Stream, evaluation_batches
+from methods.engine.device import autocast
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.work import Work
@@ -123,7 +124,13 @@ class Probing:
         ]
 
     def after_step(self, step: int) -> dict[str, float]:
-        """Nothing follows an update."""
+        """A rate of the grid that diverged starts again from zero instead of ending the stage."""
+        with torch.no_grad():
+            for item in (
+                *self._heads.weights[PUBLISHED + 1 :],
+                *self._heads.biases[PUBLISHED + 1 :],
+            ):
+                item.nan_to_num_(0.0, 0.0, 0.0)
         return {}
 
 
@@ -180,7 +187,8 @@ def _evaluate(
     def score(images: Any) -> Tensor:
         size = evaluation_batch(work.layout.device_batch)
         batches = evaluation_batches(images, views, size, work.layout)
-        return accuracies(batches, lambda x: heads.logits(heads.norm(extract(x))), device)
+        with autocast(device, task.optimisation.precision):
+            return accuracies(batches, lambda x: heads.logits(heads.norm(extract(x))), device)
 
     final = score(task.data.open(work.data, "validation"))
     metrics = {"top1": float(final[0, PUBLISHED]), "top5": float(final[1, PUBLISHED])}

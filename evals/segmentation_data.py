@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from evals.segmentation import Segmentation
-from evals.segmentation_mmseg import BaseSegDataset
+from evals.segmentation_mmseg import BaseSegDataset, cv2
 from methods.data.augment import global_rng
 from methods.errors import StageError
 
@@ -19,7 +19,28 @@ FOLDERS = {"train": "training", "validation": "validation"}
 Split = Literal["train", "validation"]
 
 
-def training_pipeline(task: Segmentation) -> list[dict[str, Any]]:
+class MaskCheck:
+    """A transform that raises StageError "data" for a mask that does not fit image or classes.
+
+    Without it a mask of another size is cropped as if it fitted, and a label out of range ends the
+    training in an error of the device that names no file.
+    """
+
+    def __init__(self, classes: int) -> None:
+        self._classes = classes
+
+    def __call__(self, results: dict[str, Any]) -> dict[str, Any]:
+        mask, size, path = results["gt_seg_map"], results["ori_shape"], results["seg_map_path"]
+        if mask.shape != tuple(size):
+            raise StageError("data", f"{path}: a mask of {mask.shape} for an image of {size}")
+        wrong = mask[(mask >= self._classes) & (mask != IGNORED)]
+        if wrong.size:
+            # On disk the labels are one more.
+            raise StageError("data", f"{path}: label {wrong[0] + 1} of {self._classes} classes")
+        return results
+
+
+def training_pipeline(task: Segmentation) -> list[Any]:
     """mmsegmentation's transforms of ADE20K in the order of BEiT's and MAE's configs."""
     resize = {"scale": task.scale, "ratio_range": task.ratio, "keep_ratio": True}
     crop = {"crop_size": (task.crop, task.crop), "cat_max_ratio": task.cat_max}
@@ -27,6 +48,7 @@ def training_pipeline(task: Segmentation) -> list[dict[str, Any]]:
     return [
         {"type": "LoadImageFromFile"},
         {"type": "mmseg.LoadAnnotations"},
+        MaskCheck(len(task.data.classes)),
         {"type": "RandomResize", "resize_type": "mmseg.Resize", **resize},
         {"type": "mmseg.RandomCrop", **crop},
         {"type": "mmseg.RandomFlip", "prob": task.flip},
@@ -35,12 +57,13 @@ def training_pipeline(task: Segmentation) -> list[dict[str, Any]]:
     ]
 
 
-def validation_pipeline(task: Segmentation) -> list[dict[str, Any]]:
+def validation_pipeline(task: Segmentation) -> list[Any]:
     """Without chance; the mask keeps its own size, to which the prediction is resized."""
     return [
         {"type": "LoadImageFromFile"},
         {"type": "mmseg.Resize", "scale": task.scale, "keep_ratio": True},
         {"type": "mmseg.LoadAnnotations"},
+        MaskCheck(len(task.data.classes)),
         {"type": "mmseg.PackSegInputs"},
     ]
 
@@ -88,7 +111,7 @@ def _packed(pictures: Pictures, item: dict[str, Any]) -> dict[str, Any]:
     """The transforms' result: "inputs" uint8 (3,h,w) BGR and "data_samples"."""
     try:
         packed: dict[str, Any] = pictures.dataset.pipeline(item)
-    except (OSError, AttributeError, TypeError) as error:
+    except (AssertionError, AttributeError, OSError, TypeError, ValueError, cv2.error) as error:
         # OpenCV returns None for a broken picture, on which the next line of mmcv trips.
         raise StageError("data", f"{item['img_path']} or its mask: {error}") from error
     return packed

@@ -32,4 +32,5 @@ __all__ = [
     "IoUMetric",
     "PixelData",
     "SegDataSample",
+    "cv2",
 ]

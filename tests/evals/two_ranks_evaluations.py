@@ -1,0 +1,44 @@
+"""What two ranks do, as `python two_ranks_evaluations.py RANK DATA FOLDER`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from tiny_evaluations import finetune, knn, linear, segmentation
+
+from methods.engine import distributed
+from methods.engine.work import Layout, Work
+
+# Dropout draws anew on each rank.
+TASKS: dict[str, Any] = {
+    "linear": linear(),
+    "finetune": finetune(drop_path=0.0),
+    "segmentation": segmentation(dropout=0.0, drop_path=0.0),
+    "knn": knn(),
+}
+
+
+def run_all(folder: Path, data: Path, layout: Layout) -> dict[str, dict[str, float]]:
+    """The metrics of all tasks, each in a folder of its own."""
+    metrics = {}
+    for name, task in TASKS.items():
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        metrics[name] = task.run(Work(folder / name, data=data, layout=layout))
+    return metrics
+
+
+def main(rank: int, data: Path, folder: Path) -> None:
+    """Rank 0 leaves metrics.json."""
+    torch.set_num_threads(1)
+    metrics = run_all(folder, data, Layout(rank=rank, world=2, local_rank=rank))
+    if rank == 0:
+        (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    distributed.close()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]))
