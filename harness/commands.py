@@ -16,6 +16,7 @@ from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
 from harness.drive import LocalRun
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import Decision, decide, live_jobs, retry_keys
+from harness.snapshot import snapshot
 from harness.store import Store
 from harness.study import Study, load_scale, load_study, plan_name
 from harness.view import line, log_of, table, watching
@@ -44,7 +45,7 @@ def run_command(options: argparse.Namespace) -> int:
     jobs = options.jobs if options.jobs is not None else cluster.jobs
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")
-    running = LocalRun(store, plan, backend, jobs, job, _provenance(), retry)
+    running = LocalRun(store, plan, backend, jobs, job, *provenance_of(store), retry)
     with mirrored(store, plan), watching() as show:
         decisions = running.until_settled(show)
     return told(store, decisions)
@@ -80,8 +81,11 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
     return {**plan.records(), "command": ["harness", *sys.argv[1:]]}
 
 
-def _provenance() -> dict[str, Any]:
-    return {"commit": provenance.commit(), "dirty": provenance.dirty()}
+def provenance_of(store: Store) -> tuple[dict[str, Any], Path]:
+    """What stage.json says of the code, and the snapshot of it that the stages run."""
+    code = snapshot(store.root)
+    said = {"commit": provenance.commit(), "dirty": provenance.dirty(), "snapshot": code.name}
+    return said, code
 
 
 def asked_cluster(options: argparse.Namespace) -> Cluster:
@@ -95,7 +99,8 @@ def asked_cluster(options: argparse.Namespace) -> Cluster:
 def _jobs(options: argparse.Namespace, cluster: Cluster) -> Callable[[str], dict[str, Any]]:
     """What job.json says, for each stage kind."""
     data = str(options.data.resolve())
-    return lambda kind: {"host": provenance.host(), "data": data, **cluster.job(kind)}
+    common = {"host": provenance.host(), "data": data, "commit": provenance.commit()}
+    return lambda kind: {**common, **cluster.job(kind)}
 
 
 def prepare_data(plan: Plan, root: Path) -> None:
@@ -156,12 +161,11 @@ def _submit(
     retry: set[str],
     job: Callable[[str], dict[str, Any]],
 ) -> int:
-    from harness.snapshot import snapshot
     from harness.submit import submit_plan
 
     prepare_data(plan, options.data)
-    backend, code = backend_of(cluster), snapshot(store.root)
-    said = {**_provenance(), "snapshot": code.name}
+    backend = backend_of(cluster)
+    said, code = provenance_of(store)
     try:
         decisions, count = submit_plan(store, plan, backend, job, said, retry, code)
     except (BackendUnavailable, BackendRefused) as error:

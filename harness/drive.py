@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from harness.backends import Attempt, JobState
@@ -22,7 +24,7 @@ class LocalRun:
     """One `harness run` on the local backend.
 
     `job` gives what job.json says for a stage kind (data root, layout, where), `provenance` what
-    every stage.json says, `retry` the keys whose cap is lifted.
+    every stage.json says, `code` is the snapshot that runs, `retry` the keys whose cap is lifted.
     """
 
     store: Store
@@ -31,6 +33,7 @@ class LocalRun:
     jobs: int
     job: Callable[[str], Mapping[str, Any]]
     provenance: Mapping[str, Any]
+    code: Path
     retry: set[str] = field(default_factory=set)
     mine: dict[str, Attempt] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
@@ -38,8 +41,10 @@ class LocalRun:
     def until_settled(self, show: Show) -> dict[str, Decision]:
         """Submits what is ready, as slots come free; returns the decisions when nothing is left.
 
-        On Ctrl-C the stages save their state and leave before KeyboardInterrupt goes on.
+        On Ctrl-C or SIGTERM the stages save their state and leave before KeyboardInterrupt goes on.
         """
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
         try:
             while True:
                 decisions = self.step()
@@ -74,14 +79,13 @@ class LocalRun:
         """Opens an attempt, starts it and records its job."""
         stage = decision.stage
         about = about_stage(self.plan, stage, self.provenance)
-        attempt = open_attempt(
-            self.store, decision, about, {**self.job(stage.kind), "folder": str(decision.folder)}
-        )
+        job = {**self.job(stage.kind), "folder": str(decision.folder)}
+        attempt = open_attempt(self.store, decision, about, job, code=self.code)
         self.mine[stage.key] = attempt
         self.tried.add(stage.key)
         self.retry.discard(stage.key)
-        job = self.backend.submit(attempt)
-        self.store.update_attempt(attempt.folder, attempt.id, job_id=job)
+        started = self.backend.submit(attempt)
+        self.store.update_attempt(attempt.folder, attempt.id, job_id=started)
 
     def bury(self, live: Mapping[str, JobState]) -> None:
         """Writes the outcome that a killed process could not write itself."""

@@ -139,7 +139,7 @@ class _Builder:
         changed = {**self.study.set, **self.changes}
         where = f"study {self.study.name}, reference {name}"
         label = f"{name}-s{seed}"
-        stages = {}
+        stages: dict[str, Stage] = {}
         for kind in self.study.evals:
             if kind in REFERENCE_EVALS[name]:
                 task = self.evaluation(kind, self.scale.reference, seed, changed, where, {})

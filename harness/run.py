@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -115,7 +115,12 @@ def ready(decisions: Mapping[str, Decision]) -> Iterator[Decision]:
 
 
 def open_attempt(
-    store: Store, decision: Decision, about: Mapping[str, Any], job: Mapping[str, Any]
+    store: Store,
+    decision: Decision,
+    about: Mapping[str, Any],
+    job: Mapping[str, Any],
+    after: Sequence[str] = (),
+    code: Path | None = None,
 ) -> Attempt:
     """The stage's folder and a new attempt in it, on disk before anything is submitted."""
     stage = decision.stage
@@ -124,7 +129,7 @@ def open_attempt(
     if outcome is not None and outcome.done:
         store.archive_outcome(folder, everything=True)
     attempt = store.begin_attempt(folder, job)
-    return Attempt(attempt, folder, stage.kind, stage.path)
+    return Attempt(attempt, folder, stage.kind, stage.path, after, code)
 
 
 def about_stage(plan: Plan, stage: Stage, provenance: Mapping[str, Any]) -> dict[str, Any]:

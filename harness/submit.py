@@ -39,10 +39,8 @@ def submit_plan(
             if decision.submit:
                 after = [jobs[n.key] for n in decision.stage.needs.values() if n.key in jobs]
                 about = about_stage(plan, decision.stage, provenance)
-                opened = open_attempt(store, decision, about, job(decision.stage.kind))
-                attempt = Attempt(
-                    opened.id, opened.folder, opened.kind, opened.name, tuple(after), code
-                )
+                said = job(decision.stage.kind)
+                attempt = open_attempt(store, decision, about, said, tuple(after), code)
                 jobs[key] = _submit(store, backend, attempt)
                 submitted += 1
         return decisions, submitted

@@ -144,7 +144,8 @@ def run_attempt(place: Path) -> None:
         _leave_stopped(store, folder, place.name, job, str(ending["message"]), main, again)
     if main:
         owner.check()
-        store.finish(folder, _outcome(ending, place.name, work, time.time() - started))
+        seconds, commit = time.time() - started, str(job.get("commit", ""))
+        store.finish(folder, _outcome(ending, place.name, commit, work, seconds))
     if "reason" in ending:
         print(f"{ending['reason']}: {ending['message']}", flush=True)
         sys.exit(1)
@@ -250,7 +251,9 @@ def _leave_stopped(
     sys.exit(3)
 
 
-def _outcome(ending: dict[str, Any], attempt: str, work: Work, seconds: float) -> Outcome:
+def _outcome(
+    ending: dict[str, Any], attempt: str, commit: str, work: Work, seconds: float
+) -> Outcome:
     report = dict(work.report)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     cost = {"device": provenance.device(), "peak_memory_bytes": peak, **report}
@@ -264,7 +267,7 @@ def _outcome(ending: dict[str, Any], attempt: str, work: Work, seconds: float) -
         attempt=attempt,
         finished=round(time.time(), 3),
         versions=provenance.versions(),
-        commit=provenance.commit(),
+        commit=commit,
         resumed=int(report.get("resumed", 0)),
         redone_steps=int(report.get("redone_steps", 0)),
         alarms=tuple(work.alarms),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
 import json
 import math
@@ -33,9 +32,13 @@ def fingerprint(plain: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-@functools.cache
-def _hints(cls: type) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
+_HINTS: dict[Any, dict[str, Any]] = {}
+
+
+def _hints(cls: Any) -> dict[str, Any]:
+    if cls not in _HINTS:
+        _HINTS[cls] = typing.get_type_hints(cls)
+    return _HINTS[cls]
 
 
 def _fields(cls: type) -> dict[str, dataclasses.Field[Any]]:
@@ -128,7 +131,8 @@ def _shown(plain: Any) -> str:
 def subclasses(cls: type) -> dict[str, type]:
     """Every dataclass at or below `cls`, by name."""
     found = {cls.__name__: cls} if dataclasses.is_dataclass(cls) and _fields_or_leaf(cls) else {}
-    for child in cls.__subclasses__():
+    children: list[type] = cls.__subclasses__()
+    for child in children:
         found |= subclasses(child)
     return found
 

@@ -31,6 +31,9 @@ class LocalBackend:
 
         executor = LocalExecutor(folder=attempt.place)
         executor.update_parameters(timeout_min=60 * 24 * 30, stderr_to_stdout=True)
+        environment = dict(os.environ)
+        if attempt.code is not None:
+            os.environ["PYTHONPATH"] = str(attempt.code.resolve())
         # submitit's controller kills its task a second after Ctrl-C, too soon to save a checkpoint:
         # what is started while SIGINT is ignored goes on ignoring it, until the worker listens.
         handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -38,6 +41,8 @@ class LocalBackend:
             job = executor.submit(StageJob(str(attempt.place.resolve())))
         finally:
             signal.signal(signal.SIGINT, handler)
+            os.environ.clear()
+            os.environ.update(environment)
         self.started[attempt.id] = job
         return f"{job.job_id}.{_start_of(int(job.job_id))}"
 
