@@ -52,8 +52,6 @@ class PatchAggregationDecoder(nn.Module):
         self, value: PatchAggregation, student: Student, outputs: Mapping[str, Output]
     ) -> None:
         super().__init__()
-        if value.early_layer >= student.depth:
-            raise ValueError(f"decoder.early_layer must be below the depth {student.depth}")
         self.early_layer = value.early_layer
         self.outputs = dict(outputs)
         tokens, aggregated = outputs["tokens"], outputs["aggregated"]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
 
+from methods.parts.encoder import Encoder
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -37,6 +39,12 @@ class Decoder:
     def describe(self) -> str:
         """The name in tables."""
         raise NotImplementedError
+
+    def check(self, encoder: Encoder) -> None:
+        """Raise ValueError where the decoder cannot follow `encoder`."""
+        if encoder.hidden not in self.reads:
+            name = type(self).__name__
+            raise ValueError(f"decoder: {name} cannot follow an encoder of hidden={encoder.hidden}")
 
     def build(self, student: Student, outputs: Mapping[str, Output]) -> nn.Module:
         """The network; its forward(encoded) gives {name: the rows that outputs[name] asks for}.
@@ -132,6 +140,12 @@ class PatchAggregation(Decoder):
         for name in ("early_layer", "depth"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+
+    def check(self, encoder: Encoder) -> None:
+        super().check(encoder)
+        depth = getattr(encoder, "depth", self.early_layer + 1)
+        if self.early_layer >= depth:
+            raise ValueError(f"decoder.early_layer must be below the encoder's depth, {depth}")
 
     def describe(self) -> str:
         return f"linear + aggregation {self.depth} after {self.early_layer}"

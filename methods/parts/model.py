@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+import numpy as np
 
 from methods.parts.augment import Augmentation
 from methods.parts.decoder import Decoder, Where
 from methods.parts.encoder import Encoder
-from methods.parts.loss import Loss
+from methods.parts.loss import CrossEntropy, Loss
 from methods.parts.masking import Masking
 from methods.parts.optimisation import Optimisation
-from methods.parts.target import Target
+from methods.parts.target import Codes, Target
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,13 @@ class Objective:
     def __post_init__(self) -> None:
         if not self.weight > 0:
             raise ValueError(f"weight must be above 0, not {self.weight}")
+
+    def check(self, place: str) -> None:
+        """Raise ValueError, naming `place`, where target, loss and rows do not fit each other."""
+        if isinstance(self.target, Codes) != isinstance(self.loss, CrossEntropy):
+            raise ValueError(f"{place}: Codes and CrossEntropy go together")
+        if (self.where == "image") != (self.prediction == "image"):
+            raise ValueError(f"{place}: where and prediction are 'image' together")
 
 
 @dataclass(frozen=True)
@@ -43,25 +53,26 @@ class Method:
     def check(self) -> None:
         """Raise ValueError where parts do not fit each other.
 
-        Not in `__post_init__`: a study changes one field after another, and what does not fit in
-        between may fit in the end.
+        Not in `__post_init__`: a scale and a study change one after the other, and what does not
+        fit in between may fit in the end.
         """
-        if not self.objectives:
-            raise ValueError("objectives must name at least one objective")
-        unread = set(self.decoder.predictions) - {each.prediction for each in self.objectives}
-        unknown = {each.prediction for each in self.objectives} - set(self.decoder.predictions)
-        if unknown or unread:
+        read = {each.prediction for each in self.objectives}
+        if read != set(self.decoder.predictions):
             known = ", ".join(self.decoder.predictions)
             raise ValueError(f"objectives must read the decoder's predictions, each of: {known}")
-        if self.encoder.hidden not in self.decoder.reads:
-            kind = type(self.decoder).__name__
-            raise ValueError(f"decoder: {kind} cannot follow hidden='{self.encoder.hidden}'")
+        for number, objective in enumerate(self.objectives):
+            objective.check(f"objectives.{number}")
         size, image = self.augmentation.size, getattr(self.encoder, "image", self.augmentation.size)
         if size != image:
             raise ValueError(f"augmentation.size must equal encoder.image ({image}), not be {size}")
+        self.decoder.check(self.encoder)
         self._check_mask()
 
     def _check_mask(self) -> None:
+        self.masking.draw(np.random.default_rng(0), self.encoder.grid)
+        patches = math.prod(self.encoder.grid)
+        if not 0 < self.masking.count(patches) < patches:
+            raise ValueError(f"masking must hide some of the {patches} patches and show some")
         if self.masking.exact:
             return
         # Varying counts cannot be stacked, and no single weight fits two kinds of mean.

@@ -168,9 +168,19 @@ def test_half_precision_keeps_the_loss(name: str, frozen: dict[str, Any]) -> Non
         ("masking", {"type": "Blockwise", "exact": False}, "masking"),
         ("augmentation.size", 192, "augmentation.size"),
         ("objectives.0.prediction", "aggregated", "objectives"),
+        ("objectives.0.loss", {"type": "CrossEntropy"}, "objectives.0"),
+        ("objectives.0.where", "image", "objectives.0"),
+        ("masking", {"type": "Cells", "cell": 4}, "cell"),
+        ("masking.ratio", 0.999, "masking"),
     ],
 )
 def test_parts_that_do_not_fit_are_named(path: str, plain: Any, part: str) -> None:
     method = with_fields(methods.get("milan"), {path: plain}, "a study")
     with pytest.raises(ValueError, match=part):
+        method.check()
+
+
+def test_aggregation_starts_within_the_encoder() -> None:
+    method = with_fields(methods.get("beitv2"), {"encoder.depth": 9}, "a study")
+    with pytest.raises(ValueError, match="early_layer"):
         method.check()

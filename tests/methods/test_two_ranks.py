@@ -1,0 +1,55 @@
+"""Two ranks pretrain as one does, with every method."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import two_rank_methods
+
+import methods
+
+HERE = Path(__file__).parent
+
+
+def start(rank: int, port: int, places: list[Path]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    command = [sys.executable, str(HERE / "two_rank_methods.py"), str(rank), *map(str, places)]
+    return subprocess.Popen(command, env=environment, stderr=(places[0] / f"{rank}").open("wb"))
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, needs: dict[str, Path]) -> tuple[Path, Path]:
+    """The folders of all methods as one rank, and as two, left them."""
+    root = tmp_path_factory.mktemp("ranks")
+    one, two, data = root / "one", root / "two", root / "data"
+    two.mkdir()
+    two_rank_methods.DATA.prepare(data)
+    frozen = needs["clip"].parent
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = [start(rank, port, [two, frozen, data]) for rank in (0, 1)]
+    two_rank_methods.run_all(one, frozen, data, rank=0, world=1)
+    codes = [rank.wait(timeout=400) for rank in ranks]
+    assert codes == [0, 0], "\n".join((two / f"{rank}").read_text() for rank in (0, 1))
+    return one, two
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
+    curves = []
+    for folder in both:
+        lines = (folder / name / "metrics.jsonl").read_text().splitlines()
+        curves.append([json.loads(line)["loss"] for line in lines])
+    assert len(curves[0]) == 4
+    assert curves[1] == pytest.approx(curves[0], rel=5e-3)
