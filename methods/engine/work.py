@@ -71,8 +71,13 @@ class Work:
         return self.folder / "metrics.jsonl"
 
     def log(self, step: int, **metrics: float) -> None:
-        """Append one line to metrics.jsonl, on rank 0. Raises StageError("disk")."""
+        """Append one line to metrics.jsonl, on rank 0.
+
+        Raises StageError: "disk", or "stopped" when another job has taken the stage, whose lines
+        would be mixed with these.
+        """
         if self.layout.rank == 0:
+            self.owned()
             line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
             try:
                 with self.metrics.open("a", encoding="utf-8") as file:

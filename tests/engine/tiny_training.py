@@ -124,14 +124,16 @@ def run(
 ) -> tuple[dict[str, Tensor], Work]:
     """Train in `folder`; the trained state and the work with its report.
 
-    stop_at: updates after which stop() gives a reason. kill_at_save: which save SIGKILL precedes.
-    broken_at: the update whose first pixel is infinite.
+    stop_at: updates after which stop() gives a reason. kill_at_save: the update whose save
+    SIGKILL precedes. broken_at: the update whose first pixel is infinite.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
-    asked, saves = iter(range(1, 1_000_000)), iter(range(1, 1_000_000))
+    asked = iter(range(1, 1_000_000))
 
     def owned() -> None:
-        if next(saves) == kill_at_save:
+        """Asked before a line is written, and before its update is saved."""
+        logged = work.metrics.read_text() if work.metrics.exists() else ""
+        if kill_at_save and f'"step": {kill_at_save},' in logged:
             os.kill(os.getpid(), signal.SIGKILL)
 
     layout = Layout(rank=rank, world=world, local_rank=rank, device_batch=device_batch)

@@ -69,7 +69,7 @@ def make_lab(
     """Makes a Lab; its jobs are gone, and all daemons up and nodes ready, when the test ends."""
     for task in (Counting, Training):
         monkeypatch.setitem(KINDS, task.kind, f"counting:{task.__name__}")
-    yield lambda tasks, **profile: shared.Lab(slurm_cluster, tmp_path, code, tasks, **profile)
+    yield lambda wanted, **profile: shared.Lab(slurm_cluster, tmp_path, code, wanted, **profile)
     restore(slurm_cluster)
 
 

@@ -13,57 +13,74 @@ from harness.store import write_json
 from methods.engine.work import Work
 from methods.errors import StageError
 
+HOLD_AT = 6
+
 
 @dataclass(frozen=True)
 class Counting:
-    """Counts to `steps`, saves after every `save` steps, and fails while the file `fails` exists.
+    """Counts to `steps` and saves after every `save` steps.
 
-    Leaves the number of each step in metrics.jsonl, and in starts.log who began and at which step.
+    hold: a file without which it waits after step HOLD_AT, so that a test can interrupt it at a
+    known place. fails: a file while which exists it fails. Leaves the number of each step in
+    metrics.jsonl, and in starts.log who began and at which step.
     """
 
     kind: ClassVar[str] = "counting"
     version: ClassVar[int] = 1
 
     name: str
-    steps: int = 3
-    seconds: float = 0.05
+    steps: int = 8
     save: int = 1
+    hold: str = ""
     fails: str = ""
     seed: int = 0
     threads: int = 0
 
     def run(self, work: Work) -> dict[str, float]:
+        done = self.begin(work)
+        if self.fails and Path(self.fails).exists():
+            raise StageError("data", f"{self.fails}: there it is")
+        while done < self.steps:
+            done += 1
+            work.log(done, loss=1 / done)
+            reason = self.wait(work) if done == HOLD_AT else work.stop()
+            if reason or done % self.save == 0 or done == self.steps:
+                work.owned()
+                write_json(work.folder / "state" / "count.json", {"step": done})
+            if reason and done < self.steps:
+                raise StageError("stopped", f"{reason} after step {done}, saved")
+        return {"steps": float(done)}
+
+    def begin(self, work: Work) -> int:
+        """The step that was saved last."""
         state = work.folder / "state" / "count.json"
         state.parent.mkdir(exist_ok=True)
         done = json.loads(state.read_text())["step"] if state.exists() else 0
         work.report["redone_steps"] = work.rewind(done)
         with (work.folder / "starts.log").open("a") as file:
             file.write(f"{slurm_job.owner()} {done}\n")
-        if self.fails and Path(self.fails).exists():
-            raise StageError("data", f"{self.fails}: there it is")
-        while done < self.steps:
-            time.sleep(self.seconds)
-            done += 1
-            work.log(done, loss=1 / done)
-            reason = work.stop()
-            if reason or done % self.save == 0 or done == self.steps:
-                work.owned()
-                write_json(state, {"step": done})
-            if reason and done < self.steps:
-                raise StageError("stopped", f"{reason} after step {done}, saved")
-        return {"steps": float(done)}
+        return int(done)
+
+    def wait(self, work: Work) -> str | None:
+        """Waits for the file `hold`; why to stop, if there was a reason."""
+        while self.hold and not Path(self.hold).exists() and not work.stop():
+            time.sleep(0.05)
+        return work.stop()
 
 
 @dataclass(frozen=True)
 class Training:
-    """Fits a line to numbers that depend on the sample alone, with the project's own loop."""
+    """Fits a line to numbers that depend on the sample alone, with the project's own loop.
+
+    hold: a file without which it waits before update HOLD_AT + 1 is done.
+    """
 
     kind: ClassVar[str] = "training"
     version: ClassVar[int] = 1
 
     steps: int = 12
     batch: int = 8
-    seconds: float = 0.0
+    hold: str = ""
     seed: int = 0
     threads: int = 1
 
@@ -77,9 +94,9 @@ class Training:
         optimisation = Optimisation(
             epochs=1, iterations=self.steps, batch=self.batch, learning_rate=0.05
         )
-        line = Line(self.seconds)
+        line = Line(self.hold)
         fit(line, optimisation, self.stream(work), work, images=self.batch * self.steps)
-        return {"weight": float(line.module.linear.weight.sum())}
+        return {"weight": float(line.module.linear.weight.detach().sum())}
 
     def stream(self, work: Work) -> Any:
         import torch
@@ -98,7 +115,7 @@ class Training:
 class Line:
     """A trainable of `methods.engine.loop`: three weights and a bias."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, hold: str) -> None:
         import torch
         from torch import nn
 
@@ -111,13 +128,14 @@ class Line:
                 return {"loss": (self.linear(micro["x"]) - micro["y"]).square().mean()}
 
         self.module = Module()
-        self.seconds = seconds
+        self.hold = hold
 
     def groups(self) -> list[dict[str, Any]]:
         return [{"params": list(self.module.parameters()), "weight_decay": 0.0, "lr_scale": 1.0}]
 
     def prepare(self, step: int, micros: list[Any]) -> list[Any]:
-        time.sleep(self.seconds)
+        while step == HOLD_AT and self.hold and not Path(self.hold).exists():
+            time.sleep(0.05)
         return micros
 
     def after_step(self, step: int) -> dict[str, float]:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from cluster import Cluster as DevCluster
+from counting import HOLD_AT
 
 from harness.backends import BackendUnavailable, JobState
 from harness.backends.slurm import SlurmBackend
@@ -30,7 +31,7 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
     deadline = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
-        time.sleep(0.1)
+        time.sleep(0.2)
     return found
 
 
@@ -56,14 +57,14 @@ class Lab:
         slurm: DevCluster,
         root: Path,
         code: Path,
-        tasks: dict[str, tuple[Any, list[str]]],
+        wanted: dict[str, tuple[Any, list[str]]],
         **profile: Any,
     ) -> None:
-        """`tasks`: name -> (task, names of the stages that it needs), parents first."""
+        """`wanted`: name -> (task, names of the stages that it needs), parents first."""
         self.slurm, self.code = slurm, code
         self.store = Store(root / "runs").create()
         self.stages: dict[str, Stage] = {}
-        for name, (task, needs) in tasks.items():
+        for name, (task, needs) in wanted.items():
             needed = {each: self.stages[each] for each in needs}
             self.stages[name] = Stage(task.kind, name, task, needed)
         row = Row("none", "", 0, {}, self.stages)
@@ -89,10 +90,19 @@ class Lab:
     def live(self, name: str) -> JobState | None:
         return live_jobs(self.store, self.plan, self.backend).get(self.stages[name].key)
 
-    def running(self, name: str) -> JobState | None:
-        """The job of a stage that has begun to work."""
-        job = self.live(name)
-        return job if job and job.state == "running" and self.steps(name) else None
+    def held(self, name: str) -> JobState:
+        """The job of a stage, once it waits for its file `hold`."""
+
+        def waiting() -> JobState | None:
+            job = self.live(name) if HOLD_AT in self.steps(name) else None
+            return job if job and job.state == "running" else None
+
+        found: JobState = until(waiting, f"{name} waits")
+        return found
+
+    def release(self, name: str) -> None:
+        """Lets a stage go on that waits for its file `hold`."""
+        Path(self.stages[name].task.hold).touch()
 
     def done(self, name: str) -> bool:
         outcome = self.store.outcome(self.folder(name))

@@ -9,45 +9,41 @@ import pytest
 from counting import Counting
 from lab import Lab, until
 
-from harness.backends import BackendRefused
+from harness.backends import Attempt, BackendRefused
 
 MakeLab = Callable[..., Lab]
 
 
-def chain(fails: str = "", **changes: Any) -> dict[str, Any]:
-    """a -> b -> {c, d}; b fails while the file `fails` exists."""
+def chain(hold: str = "", fails: str = "") -> dict[str, Any]:
+    """a -> b -> {c, d}; a waits for the file `hold`, b fails while the file `fails` exists."""
     return {
-        "a": (Counting("a", **changes), []),
-        "b": (Counting("b", fails=fails, **changes), ["a"]),
-        "c": (Counting("c", **changes), ["b"]),
-        "d": (Counting("d", **changes), ["b"]),
+        "a": (Counting("a", hold=hold), []),
+        "b": (Counting("b", fails=fails), ["a"]),
+        "c": (Counting("c"), ["b"]),
+        "d": (Counting("d"), ["b"]),
     }
 
 
-def test_a_chain_runs_by_itself_and_equal_commands_submit_once(make_lab: MakeLab) -> None:
-    lab = make_lab(chain(seconds=0.3))
+def test_a_chain_runs_by_itself_and_equal_commands_submit_once(
+    make_lab: MakeLab, tmp_path: Path
+) -> None:
+    lab = make_lab(chain(hold=str(tmp_path / "go")))
     assert lab.run() == 4
+    running = lab.held("a")
+    assert running.node in lab.slurm.nodes
+    names = lab.slurm.call("squeue", "-h", "-o", "%j").stdout.split()
+    assert {stage.path for stage in lab.stages.values()} <= set(names)
+    waiting = lab.live("b")
+    assert waiting is not None
+    assert (waiting.state, waiting.reason) == ("queued", "Dependency")
     assert lab.run() == 0  # queued and running stages are left alone
+    lab.release("a")
     until(lab.all_done, "the chain is done")
     lab.assert_counted_once()
     assert lab.run() == 0
     for name in lab.stages:
         assert len(lab.store.attempts(lab.folder(name))) == 1
         assert len(lab.starts(name)) == 1
-
-
-def test_jobs_have_names_and_say_why_they_wait(make_lab: MakeLab) -> None:
-    lab = make_lab(chain(steps=600, seconds=0.1))
-    lab.run()
-    until(lambda: lab.running("a"), "a runs")
-    names = lab.slurm.call("squeue", "-h", "-o", "%j").stdout.split()
-    assert {stage.path for stage in lab.stages.values()} <= set(names)
-    waiting = lab.live("b")
-    assert waiting is not None
-    assert (waiting.state, waiting.reason) == ("queued", "Dependency")
-    running = lab.live("a")
-    assert running is not None
-    assert running.node in lab.slurm.nodes
 
 
 def test_a_failed_stage_ends_what_needs_it_and_is_submitted_again(
@@ -72,16 +68,10 @@ def test_a_failed_stage_ends_what_needs_it_and_is_submitted_again(
 
 def test_a_stage_does_not_trust_that_its_need_is_done(make_lab: MakeLab) -> None:
     """`afterok` on a job that Slurm has forgotten is accepted, and the job runs."""
-    lab = make_lab(chain())
-    lab.run()
-    until(lab.all_done, "the chain is done")
-    (lab.folder("a") / "outcome.json").unlink()
-    (lab.folder("b") / "outcome.json").unlink()
-    lab.plan.stages.pop(lab.stages["a"].key)  # b alone, as if its need were known to be done
-    needs = dict(lab.stages["b"].needs)
-    lab.stages["b"].needs.clear()  # type: ignore[attr-defined]
-    lab.run()
-    lab.stages["b"].needs.update(needs)  # type: ignore[attr-defined]
+    lab = make_lab({"a": (Counting("a"), []), "b": (Counting("b"), ["a"])})
+    folder = lab.store.add(lab.stages["b"], {})
+    attempt = lab.store.begin_attempt(folder, lab.cluster.job("counting"))
+    lab.backend.submit(Attempt(attempt, folder, "counting", "b", ("99999",), lab.code))
     outcome = until(lambda: lab.store.outcome(lab.folder("b")), "b has ended")
     assert outcome.reason.startswith("needs: a (")
 
