@@ -3,43 +3,48 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.report import numbers
-from harness.report.comparison import REFERENCES, banner, measured
+from harness.report.comparison import banner, measured
 from harness.report.records import SHORT
+from harness.report.rows import Record, Row, evaluations_of
 from harness.report.table import Cell, Column, Line, Table, clean
 
-if TYPE_CHECKING:
-    import pandas
+NOTES = (
+    "The default row shows per cent, the others their difference to it, paired by seed: mean ± "
+    "standard deviation of the differences.",
+    "≈: the difference does not exceed the noise between seeds, or one seed cannot tell.",
+)
 
 
 def ablations(
-    frame: pandas.DataFrame, study: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]
+    rows: Sequence[Row], study: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]
 ) -> list[Table]:
     """One table for each method of which the study has rows with changed fields.
 
     `defaults` maps a method to its default row's pretraining task as plain data, so that a changed
     field can be shown as `8 → 4`; a method that is not in it shows `= 4`.
     """
-    tables = []
-    for method, rows in frame.groupby("method", sort=False):
-        if method not in REFERENCES and rows["changed"].astype(bool).any():
-            tables.append(_table(str(method), rows, study, defaults.get(str(method), {})))
-    return tables
+    methods = dict.fromkeys(row.method for row in rows if row.changed)
+    return [
+        _table(method, [row for row in rows if row.method == method], study, defaults)
+        for method in methods
+    ]
 
 
 def _table(
-    method: str, rows: pandas.DataFrame, study: dict[str, Any], default: Mapping[str, Any]
+    method: str,
+    rows: Sequence[Row],
+    study: dict[str, Any],
+    defaults: Mapping[str, Mapping[str, Any]],
 ) -> Table:
-    evals = list(dict.fromkeys(rows["eval"]))
-    plain = rows[~rows["changed"].astype(bool)]
-    lines = [_default_line(plain, evals)] if len(plain) else []
-    changed = rows[rows["changed"].astype(bool)]
+    evals, name = evaluations_of(rows), clean(method)
+    plain = next((row for row in rows if not row.changed), None)
+    lines = [_default_line(plain, evals)] if plain else []
     lines += [
-        _changed_line(group, plain, evals, default)
-        for _, group in changed.groupby("variant", sort=False)
+        _changed_line(row, plain, evals, defaults.get(method, {})) for row in rows if row.changed
     ]
     columns = (
         Column("variant", "Variant"),
@@ -47,50 +52,39 @@ def _table(
         *(Column(SHORT[each], SHORT[each], "", True) for each in evals),
         Column("seeds", "Seeds", "", True),
     )
-    name = clean(method)
-    notes = (
-        "The default row shows per cent, the others their difference to it, paired by seed: mean ± "
-        "standard deviation of the differences.",
-        "≈: the difference does not exceed the noise between seeds, or one seed cannot tell.",
-    )
     title = f"Ablations of {name}"
-    return Table(
-        f"ablation-{name}", title, study["scale"], columns, tuple(lines), banner(study), notes
-    )
+    about = (study["scale"], columns, tuple(lines), banner(study), NOTES)
+    return Table(f"ablation-{name}", title, *about)
 
 
-def _default_line(rows: pandas.DataFrame, evals: list[str]) -> Line:
-    cells = [measured(rows[rows["eval"] == each]) for each in evals]
-    seeds = rows["seed"].nunique()
+def _default_line(row: Row, evals: list[str]) -> Line:
+    cells = [measured(row.cell(each)) for each in evals]
     words = [Cell("default"), Cell("–", note="the method as it is defined")]
-    return Line((*words, *cells, Cell(str(seeds), float(seeds))), "default")
+    return Line((*words, *cells, Cell(str(row.seeds), float(row.seeds))), "default")
 
 
 def _changed_line(
-    rows: pandas.DataFrame, plain: pandas.DataFrame, evals: list[str], default: Mapping[str, Any]
+    row: Row, plain: Row | None, evals: list[str], default: Mapping[str, Any]
 ) -> Line:
-    first = rows.iloc[0]
-    changes = [change(field, value, default) for field, value in first["changed"].items()]
-    cells = [difference(rows[rows["eval"] == each], plain[plain["eval"] == each]) for each in evals]
-    seeds = rows["seed"].nunique()
-    words = [Cell(clean(first["variant"]) or "–"), Cell(clean("; ".join(changes)))]
-    return Line((*words, *cells, Cell(str(seeds), float(seeds))))
+    changes = [change(field, value, default) for field, value in row.changed.items()]
+    cells = [difference(row.cell(each), plain.cell(each) if plain else []) for each in evals]
+    words = [Cell(clean(row.variant) or "–"), Cell(clean("; ".join(changes)))]
+    return Line((*words, *cells, Cell(str(row.seeds), float(row.seeds))))
 
 
-def difference(rows: pandas.DataFrame, plain: pandas.DataFrame) -> Cell:
+def difference(cell: Sequence[Record], plain: Sequence[Record]) -> Cell:
     """Mean difference over the seeds that both have; the row's own cell where there is none."""
-    own = rows.set_index("seed")["value"].dropna()
-    base = plain.set_index("seed")["value"].dropna()
-    both = (own - base).dropna()
-    summary = numbers.summarise(list(both))
-    cell = measured(rows)
+    base = {each["seed"]: each["value"] for each in plain if each["value"] is not None}
+    own = {each["seed"]: each["value"] for each in cell if each["value"] is not None}
+    summary = numbers.summarise([own[seed] - base[seed] for seed in own if seed in base])
+    absolute = measured(cell)
     if summary is None:
-        return cell
+        return absolute
     text = numbers.signed(summary.mean)
     if summary.std is not None:
         text += f" ± {summary.std:.1f}"
     clear = summary.std is not None and abs(summary.mean) > max(numbers.NOISE_FLOOR, summary.std)
-    note = f"{cell.text}, {'clear' if clear else 'within the noise'}"
+    note = f"{absolute.text}, {'clear' if clear else 'within the noise'}"
     text = text if clear else f"{text} ≈"
     return Cell(text, summary.mean, "difference", "", summary.std, summary.n, note)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from harness.report import formats
 from harness.report.ablation import ablations
 from harness.report.comparison import comparison
 from harness.report.records import FIELDS, frame, make_records
+from harness.report.rows import Record, Row, rows_of
 from harness.report.source import Source
 from harness.report.table import Table
 from methods.errors import InputError
@@ -32,18 +34,23 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What every output format is made of. `frame` has the columns records.FIELDS."""
+    """What every output format is made of."""
 
     source: Source
     plan: Mapping[str, Any]
-    records: list[dict[str, Any]]
-    frame: pandas.DataFrame
+    records: list[Record]
+    rows: list[Row]
     tables: tuple[Table, ...]
 
     @property
     def study(self) -> dict[str, Any]:
         """Name, title, scale and its note."""
         return dict(self.plan["study"])
+
+    @functools.cached_property
+    def frame(self) -> pandas.DataFrame:
+        """The records as a DataFrame with the columns records.FIELDS."""
+        return frame(self.records)
 
 
 def build(source: Source, study: str, scale: str | None = None) -> Report:
@@ -52,22 +59,21 @@ def build(source: Source, study: str, scale: str | None = None) -> Report:
     records = make_records(source, plan)
     if not records:
         raise InputError(f"study {study!r} has no evaluation to report")
-    table = frame(records)
-    about = dict(plan["study"])
-    first = comparison(table, about, published.read())
-    rest = ablations(table, about, _defaults(source, records))
-    return Report(source, plan, records, table, (first, *rest))
+    rows, about = rows_of(records), dict(plan["study"])
+    first = comparison(rows, about, published.read())
+    rest = ablations(rows, about, _defaults(source, rows))
+    return Report(source, plan, records, rows, (first, *rest))
 
 
-def _defaults(source: Source, records: list[dict[str, Any]]) -> dict[str, Mapping[str, Any]]:
+def _defaults(source: Source, rows: list[Row]) -> dict[str, Mapping[str, Any]]:
     """The pretraining task of each method's row without changes, for `8 → 4` in ablations."""
-    found: dict[str, Mapping[str, Any]] = {}
-    wanted = {record["method"] for record in records if record["changed"]}
-    for record in records:
-        method, key = record["method"], record["pretrain_key"]
-        if key and method in wanted and method not in found and not record["changed"]:
-            found[method] = source.stage(key).get("task") or {}
-    return found
+    wanted = {row.method for row in rows if row.changed}
+    keys = {
+        row.method: row.first["pretrain_key"]
+        for row in rows
+        if row.method in wanted and not row.changed
+    }
+    return {method: source.stage(key).get("task") or {} for method, key in keys.items() if key}
 
 
 def render(

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from harness.report.build import Report
-from harness.report.figures import ROWS, Group
+from harness.report.figures import ROWS
 from harness.report.markup import Safe, element
 from harness.report.records import fill_command
+from harness.report.rows import Row
 from harness.report.table import clean
 
 HIDDEN = ("seed", "threads")
@@ -30,16 +31,16 @@ def flat(plain: Any, path: str = "") -> Iterator[tuple[str, str]]:
         yield path, plain if isinstance(plain, str) else json.dumps(plain, ensure_ascii=False)
 
 
-def protocols(report: Report, found: list[Group], evals: list[str]) -> list[Safe]:
+def protocols(report: Report, found: list[Row], evals: list[str]) -> list[Safe]:
     """A card per method, and one per evaluation: what all rows share, then where they differ."""
     cards = []
-    for group in found[:ROWS]:
-        task = _task(report, next((key for key in group.rows["pretrain_key"] if key), None))
+    for row in found[:ROWS]:
+        task = _task(report, row.first["pretrain_key"])
         method = task.get("method", task)
         if method:
-            cards.append(_card(group.label, dict(flat(method))))
+            cards.append(_card(row.label, dict(flat(method))))
     for kind in evals:
-        fields = {group.label: _fields(report, group, kind) for group in found[:ROWS]}
+        fields = {row.label: _fields(report, row, kind) for row in found[:ROWS]}
         fields = {label: each for label, each in fields.items() if each}
         if fields:
             cards.append(_evaluation_card(kind, fields))
@@ -51,8 +52,8 @@ def _task(report: Report, key: str | None) -> Mapping[str, Any]:
     return {name: value for name, value in task.items() if name not in HIDDEN}
 
 
-def _fields(report: Report, group: Group, kind: str) -> dict[str, str]:
-    keys = [key for key in group.records(kind)["key"] if key]
+def _fields(report: Report, row: Row, kind: str) -> dict[str, str]:
+    keys = [each["key"] for each in row.cell(kind) if each["key"]]
     task = _task(report, keys[0] if keys else None)
     return dict(flat({name: value for name, value in task.items() if name != "encoder"}))
 
@@ -148,18 +149,18 @@ def _command(text: str) -> Safe:
     return element("div", element("code", text), copy, class_="command")
 
 
-def pictures(report: Report, found: list[Group]) -> list[Safe]:
+def pictures(report: Report, found: list[Row]) -> list[Safe]:
     """What stages left in pictures/*.png, by row, as data URIs; the first seed that has any."""
     parts, room = [], PAGE_PICTURE_BYTES
-    for group in found[:ROWS]:
-        keys = dict.fromkeys([*group.rows["pretrain_key"], *group.rows["key"]])
+    for row in found[:ROWS]:
+        keys = dict.fromkeys(each[name] for name in ("pretrain_key", "key") for each in row.records)
         drawn = []
         for name, data in ((n, d) for k in keys if k for n, d in report.source.pictures(k).items()):
             if len(data) <= min(PICTURE_BYTES, room):
                 room -= len(data)
-                drawn.append(_picture(f"{group.label}: {clean(name)}", data))
+                drawn.append(_picture(f"{row.label}: {clean(name)}", data))
         if drawn:
-            parts += [element("h3", group.label), element("div", drawn, class_="pictures")]
+            parts += [element("h3", row.label), element("div", drawn, class_="pictures")]
     return parts
 
 

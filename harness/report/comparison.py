@@ -2,48 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness import published
 from harness.published import Number
 from harness.report import numbers
 from harness.report.numbers import Summary
 from harness.report.records import SHORT
+from harness.report.rows import REFERENCES, Record, Row, evaluations_of
 from harness.report.table import Cell, Column, Line, Mark, Role, Table, clean
 
-if TYPE_CHECKING:
-    import pandas
-
 ORIENTATION = "ViT-B/16"  # the published backbone that stands beside a smaller scale's rows
-REFERENCES = {
-    "random": "the encoder at random initialisation",
-    "scratch": "the encoder trained from scratch",
-}
 PENDING = ("missing", "queued")
 
 
-def comparison(frame: pandas.DataFrame, study: dict[str, Any], known: Sequence[Number]) -> Table:
-    """The comparison of one study at one scale. `frame` is records.frame's, not empty.
+def comparison(rows: Sequence[Row], study: dict[str, Any], known: Sequence[Number]) -> Table:
+    """The comparison of one study at one scale.
 
     A difference to the published number is given at the paper scale only, and only where the row
     trained as long as the published one.
     """
-    evals = list(dict.fromkeys(frame["eval"]))
-    groups = [group for _, group in frame.groupby(["method", "variant"], sort=False)]
-    columns = _columns(evals, study["scale"], frame)
-    marked = [numbers.marks([_summary(group, each) for group in groups]) for each in evals]
+    evals = evaluations_of(rows)
+    columns = _columns(rows, evals, study["scale"])
+    marked = {kind: numbers.marks([row.summary(kind) for row in rows]) for kind in evals}
     lines = []
-    for index, group in enumerate(groups):
-        marks = {each: column[index] for each, column in zip(evals, marked, strict=True)}
-        cells = _line(group, evals, study["scale"], known, marks)
-        role: Role = "reference" if group["method"].iloc[0] in REFERENCES else ""
+    for index, row in enumerate(rows):
+        marks = {kind: column[index] for kind, column in marked.items()}
+        cells = _line(row, evals, study["scale"], known, marks)
+        role: Role = "reference" if row.reference else ""
         lines.append(Line(tuple(cells[column.name] for column in columns), role))
     title = clean(study.get("title") or study["name"])
-    notes = _notes(frame, study["scale"])
-    return Table(
-        "comparison", title, study["scale"], columns, tuple(lines), banner(study), tuple(notes)
-    )
+    notes = tuple(_notes(rows, study["scale"]))
+    return Table("comparison", title, study["scale"], columns, tuple(lines), banner(study), notes)
 
 
 def banner(study: dict[str, Any]) -> str:
@@ -58,15 +49,15 @@ def banner(study: dict[str, Any]) -> str:
     )
 
 
-def _columns(evals: list[str], scale: str, frame: pandas.DataFrame) -> tuple[Column, ...]:
+def _columns(rows: Sequence[Row], evals: list[str], scale: str) -> tuple[Column, ...]:
     columns = [Column("method", "Method")]
-    if frame["variant"].astype(bool).any():
+    if any(row.variant for row in rows):
         columns.append(Column("variant", "Variant"))
-    columns += [Column(name, name.title()) for name in ("backbone", "decoder", "target")]
+    columns += [Column(name, name.title()) for name in _PARTS]
     columns.append(Column("epochs", "Epochs", numeric=True))
     for each in evals:
         columns.append(Column(SHORT[each], SHORT[each], "measured", True))
-        if each == "linear" and _best_rates(frame):
+        if each == "linear" and any(map(_best_rates, rows)):
             columns.append(Column("lin_best_rate", "lin, best rate", "measured", True))
     columns.append(Column("seeds", "Seeds", "measured", True))
     columns.append(Column("published_epochs", "Epochs", "published", True))
@@ -76,58 +67,45 @@ def _columns(evals: list[str], scale: str, frame: pandas.DataFrame) -> tuple[Col
     return (*columns, Column("cost", "Cost", numeric=True))
 
 
-def _best_rates(frame: pandas.DataFrame) -> list[float]:
-    return [each["top1_best_rate"] for each in frame["metrics"] if "top1_best_rate" in each]
+_PARTS = ("backbone", "decoder", "target")
 
 
 def _line(
-    group: pandas.DataFrame,
-    evals: list[str],
-    scale: str,
-    known: Sequence[Number],
-    marks: dict[str, Mark],
+    row: Row, evals: list[str], scale: str, known: Sequence[Number], marks: Mapping[str, Mark]
 ) -> dict[str, Cell]:
-    first = group.iloc[0]
+    first, trained = row.first, row.first["epochs"]
     backbone = first["backbone"] if scale == "paper" else ORIENTATION
-    trained = float(first["epochs"]) if first["epochs"] > 0 else None
-    default = not first["changed"]  # a published number is of the method as it is defined
-    shown = published.schedule(known, first["method"], backbone, trained) if default else None
+    default = not row.changed  # a published number is of the method as it is defined
+    shown = published.schedule(known, row.method, backbone, trained) if default else None
     cells = {name: _text(first[name]) for name in ("method", "variant", *_PARTS)}
     cells["epochs"] = Cell(numbers.epochs(trained), trained)
-    cells["seeds"] = Cell(str(group["seed"].nunique()), float(group["seed"].nunique()))
+    cells["seeds"] = Cell(str(row.seeds), float(row.seeds))
     cells["published_epochs"] = Cell(numbers.epochs(shown), shown, "published")
     for kind in evals:
-        name, summary = SHORT[kind], _summary(group, kind)
-        cells[name] = measured(group[group["eval"] == kind], marks[kind])
-        number = published.lookup(known, first["method"], backbone, kind, shown) if shown else None
+        name = SHORT[kind]
+        cells[name] = measured(row.cell(kind), marks[kind])
+        number = published.lookup(known, row.method, backbone, kind, shown) if shown else None
         cells[f"published_{name}"] = _published(number)
         same = number if number and number.epochs == trained else None
-        cells[f"delta_{name}"] = _difference(summary, same)
-    cells["lin_best_rate"] = _best_rate_cell(group)
-    cells["cost"] = _cost(group)
+        cells[f"delta_{name}"] = _difference(row.summary(kind), same)
+    cells["lin_best_rate"] = _best_rate_cell(row)
+    cells["cost"] = _cost(row)
     return cells
-
-
-_PARTS = ("backbone", "decoder", "target")
 
 
 def _text(value: Any) -> Cell:
     return Cell(clean(value) or "–")
 
 
-def _summary(group: pandas.DataFrame, kind: str) -> Summary | None:
-    return numbers.summarise(list(group.loc[group["eval"] == kind, "value"].dropna()))
-
-
-def measured(cells: pandas.DataFrame, mark: Mark = "") -> Cell:
-    """The cell of one row and evaluation; `cells` holds its records, one per seed."""
-    summary = numbers.summarise(list(cells["value"].dropna()))
-    words = list(dict.fromkeys(missing_text(each) for each in cells.to_dict("records")))
-    reasons = [clean(each) for each in dict.fromkeys(cells["reason"]) if each]
-    note = "; ".join([*(word for word in words if word), *reasons])
+def measured(cell: Sequence[Record], mark: Mark = "") -> Cell:
+    """The cell of one row and evaluation from its records, one per seed."""
+    summary = numbers.summarise([each["value"] for each in cell if each["value"] is not None])
+    words = list(dict.fromkeys(missing_text(each) for each in cell))
+    reasons = [clean(each["reason"]) for each in cell if each["reason"]]
+    note = "; ".join(dict.fromkeys([*(word for word in words if word), *reasons]))
     if summary is None:
-        return Cell("; ".join(words), None, "missing", note=note)
-    of = f" ({summary.n} of {len(cells)})" if summary.n < len(cells) else ""
+        return Cell("; ".join(words) or "not run", None, "missing", note=note)
+    of = f" ({summary.n} of {len(cell)})" if summary.n < len(cell) else ""
     text = numbers.spread(summary) + of
     return Cell(text, summary.mean, "measured", mark, summary.std, summary.n, note)
 
@@ -163,36 +141,42 @@ def _difference(summary: Summary | None, number: Number | None) -> Cell:
     return Cell(numbers.signed(value), value, "difference")
 
 
-def _best_rate_cell(group: pandas.DataFrame) -> Cell:
-    summary = numbers.summarise(_best_rates(group[group["state"] == "done"]))
+def _best_rates(row: Row) -> list[float]:
+    """The linear probe's accuracy at the best rate of its grid, one per seed that has it."""
+    metrics = [each["metrics"] for each in row.cell("linear") if each["state"] == "done"]
+    return [each["top1_best_rate"] for each in metrics if "top1_best_rate" in each]
+
+
+def _best_rate_cell(row: Row) -> Cell:
+    summary = numbers.summarise(_best_rates(row))
     if summary is None:
         return Cell("–", None, "measured", note="no learning-rate grid")
     return Cell(numbers.spread(summary), summary.mean, "measured", "", summary.std, summary.n)
 
 
-def _cost(group: pandas.DataFrame) -> Cell:
+def _cost(row: Row) -> Cell:
     """Seconds of the row's own pretraining and evaluations, the mean over seeds."""
-    planned = group[group["state"] != "absent"]
-    totals = []
-    for _, seed in planned.groupby("seed", sort=False):
-        own = seed["seconds"].fillna(0).sum()
-        totals.append(own + seed["pretrain_seconds"].fillna(0).iloc[0])
-    seconds = numbers.summarise([total for total in totals if total > 0])
+    planned = [each for each in row.records if each["state"] != "absent"]
+    totals: dict[int, float] = {}
+    for each in planned:
+        totals.setdefault(each["seed"], each["pretrain_seconds"] or 0.0)
+        totals[each["seed"]] += each["seconds"] or 0.0
+    seconds = numbers.summarise([total for total in totals.values() if total > 0])
     if seconds is None:
         return Cell("pending", None, "missing")
-    whole = (planned["state"] == "done").all()
+    whole = all(each["state"] == "done" for each in planned)
     text = ("" if whole else "≥ ") + numbers.duration(seconds.mean)
     words = [] if whole else ["some stages are missing"]
-    words += [clean(each) for each in dict.fromkeys(planned["device"]) if each]
-    return Cell(text, seconds.mean, note="; ".join(words))
+    return Cell(text, seconds.mean, note="; ".join([*words, *_devices([row])]))
 
 
-def _devices(frame: pandas.DataFrame) -> str:
-    known = [clean(each) for each in dict.fromkeys(frame["device"]) if each]
-    return f"; on {', '.join(known)}" if known else ""
+def _devices(rows: Sequence[Row]) -> list[str]:
+    names = (clean(record["device"]) for row in rows for record in row.records)
+    return [name for name in dict.fromkeys(names) if name]
 
 
-def _notes(frame: pandas.DataFrame, scale: str) -> list[str]:
+def _notes(rows: Sequence[Row], scale: str) -> list[str]:
+    devices = ", ".join(_devices(rows))
     notes = [
         "lin: linear probe, ft: fine-tuning, seg: semantic segmentation (mIoU), knn: nearest "
         "neighbours; in per cent, mean ± standard deviation over the seeds.",
@@ -200,13 +184,11 @@ def _notes(frame: pandas.DataFrame, scale: str) -> list[str]:
         f"(pooled standard deviation, at least {numbers.NOISE_FLOOR} points).",
         "Published: " + ", ".join(f"{m} {what}" for m, what in published.MEANING.items()) + ".",
         "Cost: the row's own pretraining and evaluations, without the teacher and tokenizer that "
-        f"rows share{_devices(frame)}.",
+        f"rows share{'; on ' if devices else ''}{devices}.",
     ]
-    if frame["seed"].nunique() == 1:
+    if max(row.seeds for row in rows) == 1:
         notes.insert(1, "n = 1: one seed shows no noise, so nothing is marked.")
     if scale != "paper":
         notes.append(f"Published numbers are of {ORIENTATION} on ImageNet-1k and ADE20K.")
-    present = [each for each in dict.fromkeys(frame["method"]) if each in REFERENCES]
-    if present:
-        notes.append("; ".join(f"{each}: {REFERENCES[each]}" for each in present) + ".")
-    return notes
+    present = [f"{row.method}: {REFERENCES[row.method]}" for row in rows if row.reference]
+    return [*notes, *(["; ".join(present) + "."] if present else [])]

@@ -24,7 +24,11 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     '"': r"\textquotedbl{}",
+    "`": r"\textasciigrave{}",
     **{char: "\\" + char for char in "&%$#_{}"},
+    **{
+        char: f"{{{char}}}" for char in "[]*"
+    },  # behind the \\\\ of a line they would be its options
     "±": r"$\pm$",
     "−": "$-$",
     "×": r"$\times$",
@@ -146,24 +150,35 @@ def latex_cell(cell: Cell) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Numbers at full precision, each measured column with its spread and seeds beside it.
+    """Numbers at full precision; a measured column has its spread and seeds beside it, a published
+    one its status.
 
     A cell without a number holds what the tables say instead: pending, failed (...), not run.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    wide = [column.group == "measured" and column.name != "seeds" for column in table.columns]
-    header = ["scale"]
-    for column, spread in zip(table.columns, wide, strict=True):
-        header += [column.name, *([f"{column.name}_std", f"{column.name}_n"] if spread else [])]
-    writer.writerow(header)
+    header = [name for column in table.columns for name in (column.name, *_beside(column))]
+    writer.writerow(["scale", *header])
     for line in table.lines:
         row: list[Any] = [table.scale]
-        for cell, spread in zip(line.cells, wide, strict=True):
+        for column, cell in zip(table.columns, line.cells, strict=True):
             row.append(clean(cell.text) if cell.value is None else f"{cell.value:.10g}")
-            row += ["" if cell.std is None else f"{cell.std:.10g}", cell.n] if spread else []
+            if column.group == "measured":
+                std = "" if cell.std is None else f"{cell.std:.10g}"
+                row += [std, cell.n][: len(_beside(column))]
+            elif _beside(column):
+                row.append(cell.note.partition(";")[0])
         writer.writerow(row)
     return out.getvalue()
+
+
+def _beside(column: Column) -> list[str]:
+    """The names of the columns that a CSV file has beside this one."""
+    if column.name in ("seeds", "published_epochs"):
+        return []
+    if column.group == "measured":
+        return [f"{column.name}_std", f"{column.name}_n"]
+    return [f"{column.name}_status"] if column.group == "published" else []
 
 
 def records_csv(records: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from harness.report import cards, figures, formats, numbers
 from harness.report.build import Report
 from harness.report.markup import Safe, element
+from harness.report.rows import Row, evaluations_of
 from harness.report.table import Cell, Column, Line, Table, clean
 
 HERE = Path(__file__).parent
@@ -18,11 +19,11 @@ STATES = ("done", "running", "queued", "missing", "blocked", "failed")
 
 def page(report: Report) -> str:
     """The whole document. Everything that comes from files of a study is escaped."""
-    found, evals = figures.groups(report), figures.evaluations_of(report)
+    evals = evaluations_of(report.rows)
     title = clean(report.study.get("title") or report.study["name"])
     body = [
         _header(report, title),
-        element("main", _sections(report, found, evals)),
+        element("main", _sections(report, report.rows, evals)),
         element("footer", f"harness report · {clean(report.study['name'])}", class_="quiet"),
         element("div", id="said", role="status", aria_live="polite"),
         element("script", Safe((HERE / "page.js").read_text(encoding="utf-8"))),
@@ -38,7 +39,7 @@ def page(report: Report) -> str:
     return f"<!doctype html>\n{document}\n"
 
 
-def _sections(report: Report, found: list[figures.Group], evals: list[str]) -> list[Safe | None]:
+def _sections(report: Report, found: list[Row], evals: list[str]) -> list[Safe | None]:
     tables = [table_section(table) for table in report.tables]
     costs = [
         *figures.against(found, evals, "images", "images seen", numbers.count),
@@ -99,16 +100,15 @@ def _header(report: Report, title: str) -> Safe:
 
 
 def _size(report: Report) -> str:
-    rows = len(report.frame[["method", "variant"]].drop_duplicates())
-    seeds = report.frame["seed"].nunique()
-    return f"{rows} rows, {seeds} seed{'s' * (seeds > 1)}"
+    seeds = max(row.seeds for row in report.rows)
+    return f"{len(report.rows)} rows, {seeds} seed{'s' * (seeds > 1)}"
 
 
 def _latest(report: Report) -> str:
-    moments = report.frame["finished"].dropna()
-    if not len(moments):
+    moments = [each["finished"] for each in report.records if each["finished"]]
+    if not moments:
         return "nothing finished yet"
-    return "results up to " + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moments.max()))
+    return "results up to " + time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(max(moments)))
 
 
 def _progress(states: Counter[str]) -> Safe:

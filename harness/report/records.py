@@ -40,8 +40,8 @@ FIELDS = (
     "command",
     "failed_key",
     "metrics",
-    "seconds",
     "device",
+    "seconds",
     "images",
     "gflops",
     "pretrain_key",
@@ -62,10 +62,11 @@ def make_records(source: Source, plan: Mapping[str, Any]) -> list[dict[str, Any]
     """
     outcomes = functools.cache(source.outcome)  # a pretraining serves several evaluations
     try:
+        kinds = evaluations(plan)
         return [
             _record(outcomes, plan, number, row, kind)
             for number, row in enumerate(plan["rows"])
-            for kind in evaluations(plan)
+            for kind in kinds
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the plan of the study is damaged ({error!r})") from None

@@ -1,0 +1,40 @@
+"""Small stores that the report's tests read; made once, never written to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from report_stores import ABLATION, HOSTILE, PAPER, SMALL, Row, curve, make_store
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two seeds; something of every state."""
+    return make_store(tmp_path_factory.mktemp("small") / "runs", SMALL, history=curve)
+
+
+@pytest.fixture(scope="session")
+def paper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One seed at the paper scale."""
+    return make_store(tmp_path_factory.mktemp("paper") / "runs", PAPER, scale="paper")
+
+
+@pytest.fixture(scope="session")
+def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Milan with two changed fields."""
+    root = tmp_path_factory.mktemp("ablation") / "runs"
+    return make_store(root, ABLATION, name="milan-ablation", title="What matters")
+
+
+@pytest.fixture(scope="session")
+def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Names that try to leave every format."""
+    root = tmp_path_factory.mktemp("hostile") / "runs"
+    failed = (("data", HOSTILE),)
+    rows = [
+        Row("milan", (66.0,), (74.0,), (38.0,)),
+        Row("milan", (60.0,), failed, ("missing",), HOSTILE, {"decoder.depth": HOSTILE}),
+        Row(HOSTILE, (1.0,), encoder=HOSTILE),
+    ]
+    return make_store(root, rows, title=HOSTILE, history=curve)

@@ -1,0 +1,162 @@
+"""The page in a real Chromium: it loads alone, sorts, filters, hides, copies, and fits a phone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from browser import Browser
+
+from harness.report import StoreSource, render
+
+COPIED = "new Promise(done => { const old = copy; copy = text => { copy = old; done(text); }; %s })"
+FIRST = "[...document.querySelectorAll('#comparison tbody tr')].filter(r => !r.hidden)"
+NAMES = f"{FIRST}.map(row => row.children[0].textContent)"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        why = "chromium is not installed"
+        if os.environ.get("HARNESS_REQUIRE_SYSTEM") == "1":
+            pytest.fail(why)
+        pytest.skip(why)
+    with Browser(program, tmp_path_factory.mktemp("chromium") / "profile") as found:
+        yield found
+
+
+@pytest.fixture
+def page(browser: Browser, small: Path, tmp_path: Path) -> Browser:
+    """The report of the small study on a desktop's screen."""
+    path = tmp_path / "report.html"
+    path.write_text(render(StoreSource(small), format="html"), encoding="utf-8")
+    browser.media()
+    browser.resize(1400, 1000)
+    browser.events.clear()
+    browser.open(path)
+    return browser
+
+
+def test_it_loads_alone_and_without_complaint(page: Browser) -> None:
+    requests = [
+        event["params"]["request"]["url"]
+        for event in page.events
+        if event.get("method") == "Network.requestWillBeSent"
+    ]
+    assert all(url.startswith("file://") for url in requests)
+    assert page.run("document.images.length + document.styleSheets.length") == 1
+    complaints = [
+        event
+        for event in page.events
+        if event.get("method") in ("Runtime.exceptionThrown", "Log.entryAdded")
+    ]
+    assert complaints == []
+
+
+def test_columns_sort_and_what_is_missing_stays_last(page: Browser) -> None:
+    click = "document.querySelector('#comparison th[data-name=lin] button').click()"
+    page.run(click)
+    assert page.run(NAMES) == ["milan", "beitv2", "mae", "random", "maskdistill", "scratch"]
+    page.run(click)
+    assert page.run(NAMES) == ["random", "mae", "beitv2", "milan", "maskdistill", "scratch"]
+    order = "document.querySelector('#comparison th[data-name=lin]').getAttribute('aria-sort')"
+    assert page.run(order) == "ascending"
+
+
+def test_rows_are_filtered(page: Browser) -> None:
+    page.run(
+        "(box => { box.value = 'CLIP linear'; box.dispatchEvent(new Event('input')); })"
+        "(document.querySelector('#comparison [data-filter]'))"
+    )
+    assert page.run(NAMES) == ["maskdistill"]
+
+
+def test_hidden_columns_are_not_copied(page: Browser) -> None:
+    page.run(
+        "for (const box of document.querySelectorAll('#comparison [data-column]'))"
+        " if (!['Method', 'lin'].includes(box.parentElement.textContent.trim())) box.click()"
+    )
+    copied = page.run(COPIED % "document.querySelector('#comparison [data-as=markdown]').click()")
+    assert copied.splitlines()[:4] == [
+        "| Method | lin |",
+        "| --- | ---: |",
+        "| milan | **66.4 ± 0.4** |",
+        "| beitv2 | <u>61.2 ± 0.3</u> |",
+    ]
+    latex = page.run(COPIED % "document.querySelector('#comparison [data-as=latex]').click()")
+    assert r"\begin{tabular}{lr}" in latex
+    assert r"milan & \textbf{66.4 $\pm$ 0.4} \\" in latex
+    groups = "[...document.querySelectorAll('#comparison thead tr:first-child th')]"
+    assert page.run(f"{groups}.filter(g => !g.hidden).map(g => g.colSpan)") == [1, 1]
+
+
+def test_the_button_tells_that_it_copied(page: Browser) -> None:
+    page.run(
+        "navigator.clipboard.writeText = async text => { window.copied = text; };"
+        "document.querySelector('#missing [data-copy]').click()"
+    )
+    page.run("new Promise(done => setTimeout(done, 50))")
+    assert page.run("window.copied").startswith("harness run --scale mini --retry ")
+    assert page.run("document.getElementById('said').textContent") == "Copied"
+
+
+@pytest.mark.parametrize("width", [360, 768, 1400])
+def test_the_page_never_scrolls_sideways(page: Browser, width: int) -> None:
+    page.resize(width, 800)
+    page.call("Page.reload")
+    page.run("new Promise(done => setTimeout(done, 200))")
+    assert page.run("document.documentElement.scrollWidth") <= width
+
+
+def test_dark_and_light_differ_and_can_be_read(page: Browser) -> None:
+    style = "getComputedStyle(document.body)"
+    colours = {}
+    for scheme in ("light", "dark"):
+        page.media(prefers_color_scheme=scheme)
+        colours[scheme] = (page.run(f"{style}.color"), page.run(f"{style}.backgroundColor"))
+    assert colours["light"] != colours["dark"]
+    for ink, paper in colours.values():
+        assert _contrast(ink, paper) > 7
+
+
+def test_print_leaves_out_what_paper_cannot_do(page: Browser) -> None:
+    page.media("print")
+    shown = "getComputedStyle(document.querySelector('#comparison .tools')).display"
+    assert page.run(shown) == "none"
+
+
+def test_hostile_names_run_nothing(browser: Browser, hostile: Path, tmp_path: Path) -> None:
+    path = tmp_path / "report.html"
+    path.write_text(render(StoreSource(hostile), format="html"), encoding="utf-8")
+    browser.events.clear()
+    browser.open(path)
+    assert browser.run("document.scripts.length") == 1
+    opened = [e for e in browser.events if e.get("method") == "Page.javascriptDialogOpening"]
+    assert opened == []
+    assert "<script>alert(1)</script>" in browser.run("document.title")
+
+
+def test_a_screenshot_is_not_blank(page: Browser, tmp_path: Path) -> None:
+    from PIL import Image
+
+    page.screenshot(tmp_path / "page.png")
+    with Image.open(tmp_path / "page.png") as image:
+        assert image.width > 1300 and image.height > 1500
+        colours = image.convert("RGB").resize((200, 200)).getcolors(maxcolors=40_000)
+    assert colours is not None and len(colours) > 50
+
+
+def _contrast(one: str, other: str) -> float:
+    """The contrast ratio of WCAG 2 between two `rgb(r, g, b)`."""
+    light = sorted((_luminance(each) for each in (one, other)), reverse=True)
+    return (light[0] + 0.05) / (light[1] + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    parts = [int(each) / 255 for each in colour[4:-1].split(",")]
+    linear = [c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
