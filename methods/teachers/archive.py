@@ -6,8 +6,9 @@ import hashlib
 import pickle
 import zipfile
 from collections import OrderedDict
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import torch
 from safetensors import SafetensorError
@@ -26,6 +27,21 @@ _DTYPES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
 }
+
+# What torch, pickle and zipfile raise on files that are torn, foreign or hostile.
+_BROKEN = (
+    OSError,
+    ValueError,
+    RuntimeError,
+    EOFError,
+    LookupError,
+    AttributeError,
+    TypeError,
+    SafetensorError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+)
+_LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 
 
 def find_weights(root: Path, name: str, fetch: str, digest: str = "") -> Path:
@@ -63,8 +79,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if is_torchscript(path):
             return _read_torchscript(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, ValueError, RuntimeError, EOFError, KeyError, AttributeError, TypeError,
-            IndexError, SafetensorError, pickle.UnpicklingError, zipfile.BadZipFile) as error:
+    except _BROKEN as error:
         line = str(error).strip().splitlines()[:1]
         raise StageError(
             "weights", f"{path}: cannot be read safely ({''.join(line)}); nothing was executed"
@@ -121,7 +136,7 @@ class TensorUnpickler(pickle.Unpickler):
     global raises UnpicklingError, so a pickle that calls os.system is refused before it runs.
     """
 
-    def __init__(self, file: BinaryIO, read: Any, inert: tuple[str, ...]) -> None:
+    def __init__(self, file: IO[bytes], read: Any, inert: tuple[str, ...]) -> None:
         super().__init__(file)
         self._read, self._inert = read, inert
         self._storages: dict[str, Tensor] = {}
@@ -135,9 +150,7 @@ class TensorUnpickler(pickle.Unpickler):
             return _DTYPES[name]
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
-        if module == "torch.jit._pickle" and name in ("build_intlist", "build_tensorlist",
-                                                      "build_doublelist", "build_boollist",
-                                                      "restore_type_tag"):
+        if module == "torch.jit._pickle" and name in (*_LISTS, "restore_type_tag"):
             return _first
         if module.split(".")[0] in self._inert:
             return _Record
@@ -166,7 +179,11 @@ def read_pickle(path: Path, inert: tuple[str, ...]) -> Any:
         data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
         root = data.removesuffix("data.pkl")
         with archive.open(data) as file:
-            return TensorUnpickler(file, lambda key: archive.read(f"{root}data/{key}"), inert).load()
+            return TensorUnpickler(file, partial(_entry, archive, root), inert).load()
+
+
+def _entry(archive: zipfile.ZipFile, root: str, key: str) -> bytes:
+    return archive.read(f"{root}data/{key}")
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:

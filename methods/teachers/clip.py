@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 class ClipTraining(Teacher):
     """A small CLIP (open_clip's classes) trained on captions; the defaults are the mini scale's.
 
+    Measured with them: zero-shot 0.70 (chance 0.10) after 24,000 images, about 80 s on one core;
+    0.69 after 20,000. A batch of 128 needs more images (0.36 after 8,000): updates are what counts.
+
     Contrastive in both directions over the global batch; images whose captions are equal are
     positives of each other. `image_image_weight` > 0 adds SLIP's second term: two augmented views
     of an image find each other, through a head that is thrown away (SLIP-like: the first view
@@ -37,14 +40,14 @@ class ClipTraining(Teacher):
     width: int = 128
     depth: int = 4
     heads: int = 4
-    text_width: int = 64
-    text_depth: int = 2
-    text_heads: int = 2
+    text_width: int = 32
+    text_depth: int = 1
+    text_heads: int = 1
     context: int = 16
     embedding: int = 64
-    augmentation: Augmentation = Augmentation(size=48, scale=(0.5, 1.0), statistics="clip")
+    augmentation: Augmentation = Augmentation(size=48, scale=(0.6, 1.0), statistics="clip")
     optimisation: Optimisation = Optimisation(
-        epochs=3, batch=128, learning_rate=1e-3, warmup_epochs=0.3, betas=(0.9, 0.98)
+        epochs=3, batch=32, learning_rate=1e-3, warmup_epochs=0.2, betas=(0.9, 0.98)
     )
     image_image_weight: float = 0.0
     prompts: tuple[str, ...] = ("a photo of {}",)

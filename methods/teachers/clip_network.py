@@ -35,26 +35,28 @@ class TeacherOutput:
     itself. `normalised` and `projected` are computed when first asked for.
     """
 
-    def __init__(self, raw: Tensor, attention: Tensor, visual: nn.Module) -> None:
+    def __init__(self, raw: Tensor, attention: Tensor, visual: Any) -> None:
         self.raw, self.attention, self._visual = raw, attention, visual
 
     @cached_property
     def normalised(self) -> Tensor:
         with torch.no_grad(), _no_autocast(self.raw):
-            return self._visual.ln_post(self.raw)
+            normalised: Tensor = self._visual.ln_post(self.raw)
+        return normalised
 
     @cached_property
     def projected(self) -> Tensor:
         with torch.no_grad(), _no_autocast(self.raw):
-            return self.normalised @ self._visual.proj
+            projected: Tensor = self.normalised @ self._visual.proj
+        return projected
 
 
 class FrozenClip(nn.Module):
     """open_clip's image tower with read access to its tokens; never trained."""
 
-    def __init__(self, visual: nn.Module, card: dict[str, Any], precision: Precision) -> None:
+    def __init__(self, visual: Any, card: dict[str, Any], precision: Precision) -> None:
         super().__init__()
-        self.visual = visual.eval().requires_grad_(False)
+        self.visual: Any = visual.eval().requires_grad_(False)
         self.card, self.precision = card, precision
         rows, columns = visual.grid_size
         self.grid: tuple[int, int] = (rows, columns)
@@ -120,7 +122,7 @@ def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def last_block(block: nn.Module, tokens: Tensor) -> tuple[Tensor, Tensor]:
+def last_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
     """The block's output (B, 1+N, W) and its class token's attention to the patches (B, N).
 
     Only the class row of the attention matrix is formed, in float32; the tokens themselves go

@@ -46,7 +46,7 @@ def train(task: ClipTraining, work: Work) -> dict[str, float]:
     torch.manual_seed(task.seed)
     trainable = ClipTrainable(task)
     fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
-    clip = trainable.module.clip.eval()
+    clip = trainable.network.clip.eval()
     accuracy = zero_shot(clip, task, task.data.open(work.data, "validation"), work.layout)
     steps = task.optimisation.steps(len(source))
     work.log(steps, zero_shot=accuracy)
@@ -94,7 +94,8 @@ class ClipTrainable:
     """What `fit` trains: the loss looks at the global batch."""
 
     def __init__(self, task: ClipTraining) -> None:
-        self.module = ContrastiveClip(task.model, task.image_image_weight)
+        self.network = ContrastiveClip(task.model, task.image_image_weight)
+        self.module: nn.Module = self.network
         self.optimisation = task.optimisation
         self.tokenize = tokenizer(task.context)
 
@@ -105,7 +106,7 @@ class ClipTrainable:
     def prepare(self, step: int, micros: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Images to CLIP's statistics, captions to token ids on the device."""
         (micro,) = micros
-        ready = {
+        ready: dict[str, Any] = {
             name: normalise(to_float(micro[name]), "clip")
             for name in ("image", "other")
             if name in micro
@@ -115,7 +116,7 @@ class ClipTrainable:
     def after_step(self, step: int) -> dict[str, float]:
         """Caps the logit scale as CLIP does."""
         with torch.no_grad():
-            scale = self.module.clip.logit_scale.clamp_(0, LARGEST_SCALE)
+            scale = self.network.clip.logit_scale.clamp_(0, LARGEST_SCALE).detach()
         return {"logit_scale": float(scale.exp())}
 
 
@@ -143,7 +144,8 @@ class ContrastiveClip(nn.Module):
         """
         embedded = self.clip.visual(micro["image"])
         unique, which = torch.unique(micro["text"], dim=0, return_inverse=True)
-        texts = distributed.gather(F.normalize(self.clip.encode_text(unique).float(), dim=-1)[which])
+        texts = F.normalize(self.clip.encode_text(unique).float(), dim=-1)[which]
+        texts = distributed.gather(texts)
         images = distributed.gather(F.normalize(embedded.float(), dim=-1))
         same = equal_rows(distributed.gather(micro["text"]))
         contrastive = contrastive_loss(images, texts, same, self.clip.logit_scale.exp())
@@ -203,6 +205,7 @@ def zero_shot(clip: Any, task: ClipTraining, source: ImageFolder, layout: Layout
     for batch in evaluation_batches(source, ToSample(size.build()), 256, layout):
         images = normalise(to_float(batch["image"].to(device)), "clip")
         found = (clip.encode_image(images) @ classes.T).argmax(-1)
-        counts += torch.stack([(found == batch["label"].to(device)).sum(), counts.new_tensor(len(found))])
+        hits = (found == batch["label"].to(device)).sum()
+        counts += torch.stack([hits, torch.full_like(hits, len(found))])
     right, total = distributed.all_reduce(counts).tolist()
     return right / total

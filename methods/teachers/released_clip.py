@@ -56,8 +56,7 @@ def model_of(state: dict[str, Tensor]) -> dict[str, Any]:
         "patch_size": kernel.shape[-1],
         "image_size": kernel.shape[-1] * grid,
     }
-    text: dict[str, Any] = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1}
-    text["layers"] = 0
+    text = {"context_length": 1, "vocab_size": 1, "width": 1, "heads": 1, "layers": 1}
     if "token_embedding.weight" in state:
         vocabulary, width = state["token_embedding.weight"].shape
         text = {
@@ -77,7 +76,7 @@ def _depth(state: dict[str, Tensor], prefix: str) -> int:
 
 
 def _with_text(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:
-    """`state` without the archive's constants, with the placeholder text tower where it has none."""
+    """`state` without the archive's constants; a placeholder text tower where it has none."""
     ignored = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
     state = {name: tensor for name, tensor in state.items() if name not in ignored}
     if "token_embedding.weight" in state:
@@ -99,9 +98,9 @@ def resize_positions(embedding: Tensor, image: int, patch: int) -> Tensor:
 
 def check_features(teacher: FrozenClip, where: str) -> None:
     """StageError("weights") unless noise and a gradient give finite, different features."""
-    size = teacher.visual.image_size
-    noise = torch.rand(1, 3, *size, generator=torch.Generator().manual_seed(0))
-    ramp = torch.linspace(0, 1, size[1]).expand(1, 3, *size)
+    height, width = teacher.visual.image_size
+    noise = torch.rand(1, 3, height, width, generator=torch.Generator().manual_seed(0))
+    ramp = torch.linspace(0, 1, width).expand(1, 3, height, width)
     output = teacher(torch.cat([noise, ramp]))
     tokens = F.normalize(output.projected, dim=-1)
     same = bool((tokens[0, 0] * tokens[1, 0]).sum() > 0.999)

@@ -18,9 +18,9 @@ from methods.teachers.folder import read_card
 class FrozenTokenizer(nn.Module):
     """Any network with `codes(images)` and the attributes size, grid and image; never trained."""
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
-        self.network = network.eval().requires_grad_(False)
+        self.network: Any = network.eval().requires_grad_(False)
         self.size: int = network.size
         self.grid: tuple[int, int] = network.grid
         self.image: int = network.image
@@ -38,7 +38,8 @@ class FrozenTokenizer(nn.Module):
         if images.shape[-2:] != (self.image, self.image):
             found = "x".join(str(side) for side in images.shape[-2:])
             raise StageError("layout", f"the tokenizer reads {self.image} px images, not {found}")
-        return self.network.codes(images.float())
+        codes: Tensor = self.network.codes(images.float())
+        return codes
 
     forward = codes
 

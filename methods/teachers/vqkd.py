@@ -83,7 +83,7 @@ class VqkdTraining(Tokenizer):
         return {**sizes, "code_dimension": self.code_dimension, "target": target}
 
     def run(self, work: Work) -> dict[str, float]:
-        """Trains on `work.needs["clip"]`; returns usage, perplexity and reconstruction (validation).
+        """Trains on `work.needs["clip"]`; validation usage, perplexity, reconstruction.
 
         Raises StageError("teacher") when the grids differ, "codebook" below `minimum_usage`.
         """

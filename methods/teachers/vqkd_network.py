@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from methods.engine.work import Work
     from methods.teachers.vqkd import ReleasedVqkd
 
-FETCH = "the VQ-KD tokenizer of BEiT v2 (3-layer decoder, CLIP; named in unilm's beit2/TOKENIZER.md)"
+FETCH = "the VQ-KD tokenizer of BEiT v2 (decoder of 3 layers, CLIP; see unilm's beit2/TOKENIZER.md)"
 
 
 class Embedding(nn.Module):
@@ -106,11 +106,11 @@ def patch_tokens(network: Beit, images: Tensor) -> Tensor:
 
 def task_layer(width: int, out: int) -> nn.Sequential:
     """Linear, tanh, Linear; trunc-normal 0.02 and zero bias."""
-    layers = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, out))
-    for linear in (layers[0], layers[2]):
+    first, last = nn.Linear(width, width), nn.Linear(width, out)
+    for linear in (first, last):
         nn.init.trunc_normal_(linear.weight, std=0.02)
         nn.init.zeros_(linear.bias)
-    return layers
+    return nn.Sequential(first, nn.Tanh(), last)
 
 
 class VqkdNetwork(nn.Module):

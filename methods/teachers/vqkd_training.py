@@ -36,8 +36,9 @@ def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     torch.manual_seed(task.seed)
     trainable = VqkdTrainable(task, teacher, len(source))
     fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
-    network = trainable.module.network.eval()
-    metrics = measure(network, trainable.teacher, task.data.open(work.data, "validation"), work.layout)
+    network = trainable.network.eval()
+    validation = task.data.open(work.data, "validation")
+    metrics = measure(network, trainable.teacher, validation, work.layout)
     work.log(task.optimisation.steps(len(source)), **metrics)
     check_usage(metrics["usage"], task.codes, task.minimum_usage)
     if work.layout.rank == 0:
@@ -94,8 +95,8 @@ class VqkdTrainable:
     """What `fit` trains; the teacher stays outside of the module."""
 
     def __init__(self, task: VqkdTraining, teacher: FrozenClip, images: int) -> None:
-        network = VqkdNetwork(**task.network(teacher.widths["projected"]))
-        self.module = VqkdLoss(network, task.commitment)
+        self.network = VqkdNetwork(**task.network(teacher.widths["projected"]))
+        self.module: nn.Module = VqkdLoss(self.network, task.commitment)
         self.task, self.teacher = task, teacher
         self.steps_per_epoch = task.optimisation.steps_per_epoch(images)
 
@@ -117,7 +118,7 @@ class VqkdTrainable:
 
     def _start_codes(self, images: list[Tensor]) -> None:
         """k-means on the tokens of the global batch; rank 0's result for all."""
-        network, task = self.module.network, self.task
+        network, task = self.network, self.task
         tokens = torch.cat([network.encode(each) for each in images]).flatten(0, 1)
         tokens = distributed.gather(tokens)
         centres = cosine_kmeans(tokens, task.codes, task.kmeans_iterations, task.seed)
@@ -125,7 +126,7 @@ class VqkdTrainable:
 
     def after_step(self, step: int) -> dict[str, float]:
         """Moves the codes by the tokens of all ranks; usage counts codes since the epoch began."""
-        book = self.module.network.quantize
+        book = self.network.quantize
         if step and int(step / self.steps_per_epoch) > int((step - 1) / self.steps_per_epoch):
             book.cluster_size.zero_()
         sums, counts = distributed.all_reduce(book.sums), distributed.all_reduce(book.counts)
