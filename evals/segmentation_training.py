@@ -111,8 +111,9 @@ def run(task: Segmentation, work: Work) -> dict[str, float]:
     def stream(start: int) -> Stream:
         return Stream(train, views, optimisation.batch, task.seed, layout, start, unit=1)
 
-    # The preprocessor holds the mean and moves with its module to the device.
-    module = SegmentorLoss(segmentor).to(device)
+    # Channels last saves a seventh of an update on a CPU: the heads are convolutions. (The
+    # preprocessor, which holds the mean, moves to the device with its module.)
+    module = SegmentorLoss(segmentor).to(device, memory_format=torch.channels_last)
     fit(Segmenting(module, task), optimisation, stream, work, len(train), task.seed)
     return evaluate(segmentor.to(device), open_pictures(task, work.data, "validation"), layout)
 
