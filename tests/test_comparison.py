@@ -29,7 +29,7 @@ def test_every_stage_is_done_and_every_cell_a_number(comparison: Path) -> None:
     table = json.loads(
         harness("report", "--scale", "tiny", "--format", "json", cwd=comparison).stdout
     )
-    runs = {(run["method"], run["eval"]): run for run in table["runs"]}
+    runs = {(run["method"], run["eval"]): run for run in table["records"]}
     for method in ("milan", "beitv2", "maskdistill", "mae"):
         for kind in ("linear", "finetune", "segmentation"):
             assert 0 <= runs[method, kind]["value"] <= 100

@@ -67,9 +67,9 @@ def fit(
     a resumed run repeats an uninterrupted one bit for bit where the device does.
 
     Leaves in `work.report`: device, seconds (of updates that count), images, images_per_second,
-    steps, resumed, redone_steps, peak_memory_bytes. Raises StageError: "stopped" after saving,
-    "nan", "disk", "memory", "data" (the stream ended), "layout", "weights" (a checkpoint of another
-    network).
+    gflops, steps, resumed, redone_steps, peak_memory_bytes. Raises StageError: "stopped" after
+    saving, "nan", "disk", "memory", "data" (the stream ended), "layout", "weights" (a checkpoint
+    of another network).
     """
     device = distributed.setup(work.layout)
     with memory_errors(work.layout):
@@ -161,9 +161,10 @@ class _Run:
         """One update; whether to save, and why to stop, after it: the same on all ranks."""
         micros = [to_device(micro, self.device) for micro in micros]
         seed_generators(self.seed, step, distributed.rank(), 0)
-        with torch.no_grad(), autocast(self.device, self.optimisation.precision):
-            prepared = self.trainable.prepare(step, micros)
-        names, values = self._backward(step, prepared, self._shares(micros, prepared))
+        with self.cost.counted(sum(rows(micro) for micro in micros)):
+            with torch.no_grad(), autocast(self.device, self.optimisation.precision):
+                prepared = self.trainable.prepare(step, micros)
+            names, values = self._backward(step, prepared, self._shares(micros, prepared))
         stop = self.work.stop()
         due = time.monotonic() - self.saved_at >= self.work.checkpoint_seconds
         flags = values.new_tensor([float(due and distributed.rank() == 0), float(bool(stop))])

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from methods.engine import checkpoint, distributed
+from methods.engine.flops import counting
 from methods.engine.work import Work
 
 
@@ -58,6 +59,7 @@ class Cost:
         self.steps = 0
         self.resumed = 0
         self.redone = 0
+        self.flops = 0.0  # per image: those of this rank's first update
         self.start()
 
     def start(self) -> None:
@@ -84,6 +86,16 @@ class Cost:
         yield
         self.mark += time.perf_counter() - began
 
+    @contextmanager
+    def counted(self, images: int) -> Iterator[None]:
+        """Counts the operations of its body, this rank's part of an update, the first time."""
+        if self.flops:
+            yield
+            return
+        with counting() as counter:
+            yield
+        self.flops = counter.get_total_flops() / max(images, 1)
+
     def resume(self, done: int, redone: int) -> None:
         """Count that an earlier attempt had come to update `done`, and `redone` updates further."""
         path = self.work.folder / "state" / "resumes.json"
@@ -106,6 +118,7 @@ class Cost:
             seconds=round(seconds, 3),
             images=images,
             images_per_second=round(images / max(seconds, 1e-9), 3),
+            gflops=round(self.flops * images / 1e9, 3),
             steps=self.steps,
             resumed=self.resumed,
             redone_steps=self.redone,
@@ -127,8 +140,9 @@ class Cost:
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
-        return {"seconds": self._seconds(), "steps": self.steps}
+        return {"seconds": self._seconds(), "steps": self.steps, "flops": self.flops}
 
     def load(self, state: dict[str, Any]) -> None:
         """From the checkpoint."""
         self.before, self.steps = state["seconds"], state["steps"]
+        self.flops = state["flops"]
