@@ -18,6 +18,7 @@ from methods.networks.pretrainer import Pretrainer
 from methods.networks.prompting import PromptingDecoder
 from methods.parts.decoder import Output, PatchAggregation, Prompting, Transformer
 from methods.parts.encoder import Beit, ViT
+from methods.values import with_fields
 
 # What the targets ask of frozen networks at paper scale is their sizes only.
 PAPER: dict[str, Any] = {
@@ -25,6 +26,8 @@ PAPER: dict[str, Any] = {
     "vqkd": SimpleNamespace(size=8192),
     "dalle": SimpleNamespace(size=8192),
 }
+PARTS = ("encoder", "decoder")
+BEITS = ("beitv2", "maskdistill")
 OFFICIAL = {
     # elements and tensors of the state dict; recipes 5 and 7, MAE from its own sizes.
     "milan": (111_776_512, 270),
@@ -51,6 +54,19 @@ def test_sizes_of_milans_parts() -> None:
     assert elements(network.decoder) == 25_977_856
     trainable = sum(each.numel() for each in network.parameters() if each.requires_grad)
     assert trainable == 111_524_352
+
+
+@pytest.mark.parametrize("name", ["milan", "beitv2", "maskdistill", "mae"])
+def test_large_sizes(name: str) -> None:
+    changes = methods.schedules(name)["large"]
+    mine = {path: each for path, each in changes.items() if path.split(".")[0] in PARTS}
+    with torch.device("meta"):
+        network = Pretrainer(with_fields(methods.get(name), mine, name), PAPER)
+    blocks = elements(network.encoder.model.blocks)
+    # Without a bias of the keys, with two LayerScales, BEiT's blocks are as large plus one width.
+    expected = 24 * (12 * 1024**2 + 13 * 1024) + (24 * 1024 if name in BEITS else 0)
+    assert blocks == expected
+    assert network.decoder.early_layer in (None, 21)
 
 
 def tokens_and_order(student: Student, hidden: int = 27) -> tuple[Encoded, Tensor]:

@@ -75,6 +75,29 @@ def test_the_seed_decides(tmp_path: Path, needs: dict[str, Path], data: Path) ->
     assert not torch.equal(first["cls_token"], other["cls_token"])
 
 
+@pytest.mark.parametrize("name", ["milan", "cmae"])
+def test_a_resumed_run_repeats_an_uninterrupted_one(
+    tmp_path: Path, needs: dict[str, Path], data: Path, name: str
+) -> None:
+    """Bit for bit; with CMAE the moving averages have to be in the checkpoint."""
+    expected = run(tmp_path / "whole", name, needs, data, Layout())
+    (tmp_path / "parts").mkdir()
+    calls: list[int] = []
+
+    def stop() -> str | None:
+        calls.append(1)
+        return "preempted" if len(calls) == 2 else None
+
+    work = Work(folder=tmp_path / "parts", needs=needs, data=data, stop=stop)
+    task = Pretraining(tiny(name), DATA)
+    with pytest.raises(StageError, match="preempted") as error:
+        task.run(work)
+    assert error.value.reason == "stopped"
+    task.run(work)
+    found = load_file(tmp_path / "parts" / "encoder.safetensors")
+    assert all(torch.equal(found[each], expected[each]) for each in expected)
+
+
 def test_a_missing_teacher_is_named(tmp_path: Path, data: Path) -> None:
     with pytest.raises(StageError, match="'clip'") as error:
         run(tmp_path / "a", "milan", {}, data, Layout())
