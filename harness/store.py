@@ -67,14 +67,19 @@ def read_table(path: Path) -> dict[str, Any] | None:
     return found
 
 
-def write_json(path: Path, record: Any) -> None:
-    """Writes aside, syncs, renames: a reader sees the old file or the new one, never half."""
+def write_json(path: Path, record: Any, sync: bool = True) -> None:
+    """Writes aside, syncs, renames: a reader sees the old file or the new one, never half.
+
+    `sync`: wait for the disk, 10 ms or more, so that the file outlives a power cut. What a second
+    `harness run` would write again does without.
+    """
     aside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with aside.open("w", encoding="utf-8") as file:
             json.dump(record, file, indent=1, allow_nan=False)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         aside.replace(path)
     finally:
         aside.unlink(missing_ok=True)
@@ -143,7 +148,7 @@ class Store:
         folder = self.folder(stage)
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / "stage.json").exists():
-            write_json(folder / "stage.json", stage_record(stage, about))
+            write_json(folder / "stage.json", stage_record(stage, about), sync=False)
         if self._index is not None:
             self._index[stage.key] = folder
         return folder
@@ -184,13 +189,14 @@ class Store:
         attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
         place = folder / "attempts" / attempt
         place.mkdir(parents=True)
-        write_json(place / "job.json", {"attempt": attempt, "submitted": time.time(), **job})
+        record = {"attempt": attempt, "submitted": time.time(), **job}
+        write_json(place / "job.json", record, sync=False)
         return attempt
 
     def update_attempt(self, folder: Path, attempt: str, **changes: Any) -> None:
         """Adds to the job.json of an attempt."""
         path = folder / "attempts" / attempt / "job.json"
-        write_json(path, {**(read_table(path) or {}), **changes})
+        write_json(path, {**(read_table(path) or {}), **changes}, sync=False)
 
     def archive_outcome(self, folder: Path, everything: bool = False) -> None:
         """Moves outcome.json into its attempt's folder; with `everything` the results too."""
