@@ -118,7 +118,7 @@ class Cost:
             seconds=round(seconds, 3),
             images=images,
             images_per_second=round(images / max(seconds, 1e-9), 3),
-            gflops=round(self.flops * images / 1e9, 3),
+            gflops=float(f"{self.flops * images / 1e9:.6g}"),
             steps=self.steps,
             resumed=self.resumed,
             redone_steps=self.redone,
