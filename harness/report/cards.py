@@ -55,7 +55,8 @@ def _task(report: Report, key: str | None) -> Mapping[str, Any]:
 def _fields(report: Report, row: Row, kind: str) -> dict[str, str]:
     keys = [each["key"] for each in row.cell(kind) if each["key"]]
     task = _task(report, keys[0] if keys else None)
-    return dict(flat({name: value for name, value in task.items() if name != "encoder"}))
+    own = {name: value for name, value in task.items() if name != "encoder"}
+    return dict(flat(own)) if own else {}
 
 
 def _card(title: str, fields: Mapping[str, str], *more: Safe) -> Safe:
@@ -98,7 +99,7 @@ def environment(report: Report) -> Safe:
     for key in list(seen)[: 8 * ROWS]:
         outcome = report.source.outcome(key)
         facts = {
-            "commit": outcome.get("commit"),
+            "commit": str(outcome.get("commit") or "")[:10],
             "device": (outcome.get("cost") or {}).get("device"),
         }
         for name, value in {**facts, **(outcome.get("versions") or {})}.items():

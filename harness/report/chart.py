@@ -220,7 +220,7 @@ def curves(
     title: str, curves_: Sequence[Curve], x_title: str = "step", small: bool = False
 ) -> Safe:
     """Mean curves with a band from the lowest to the highest seed; names at the right end."""
-    width, height, left, top = (236, 150, 44, 26) if small else (400, 250, 44, 28)
+    width, height, left, top = (240, 150, 50, 26) if small else (400, 250, 50, 28)
     right, bottom = width - (10 if small else 120), height - 34
     xs = [value for curve in curves_ for value in curve.x]
     low_y, high_y = _padded([v for curve in curves_ for v in (*curve.low, *curve.high)], 0.05)

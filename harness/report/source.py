@@ -54,17 +54,23 @@ class StoreSource:
 
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         folder = self.root / "studies"
-        found = None
         for name in (f"{study}-{scale}", study) if scale else (study,):
-            found = found or read_table(folder / f"{name}.json")
-        if found is None:
-            known = [path.stem for path in folder.glob("*.json")]
-            hint = did_you_mean(study, known) or "; `harness run` makes one"
-            raise InputError(f"no study {study!r} in {self.root}{hint}")
-        if scale and found.get("study", {}).get("scale") != scale:
-            has = found.get("study", {}).get("scale")
-            raise InputError(f"--scale {scale}: the study {study!r} in {self.root} is of {has!r}")
-        return found
+            found = read_table(folder / f"{name}.json")
+            if found is not None and scale in (None, _about(found).get("scale")):
+                return found
+        return self._only_plan(study, scale)
+
+    def _only_plan(self, study: str, scale: str | None) -> dict[str, Any]:
+        """A study that only ever ran at one scale, not its own, is found without --scale."""
+        plans = {path.stem: read_table(path) or {} for path in self.root.glob("studies/*.json")}
+        mine = [each for each in plans.values() if _about(each).get("name") == study]
+        if len(mine) == 1 and scale is None:
+            return mine[0]
+        if mine:
+            scales = ", ".join(sorted(str(_about(each).get("scale")) for each in mine))
+            raise InputError(f"study {study!r} in {self.root}: choose a --scale of {scales}")
+        hint = did_you_mean(study, plans) or "; `harness run` makes one"
+        raise InputError(f"no study {study!r} in {self.root}{hint}")
 
     def outcome(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)
@@ -91,6 +97,11 @@ class StoreSource:
         folder = self.store.find(key)
         paths = sorted((folder / "pictures").glob("*.png")) if folder else []
         return {path.stem: path.read_bytes() for path in paths}
+
+
+def _about(plan: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = plan.get("study")
+    return found if isinstance(found, dict) else {}
 
 
 def _line(text: str) -> dict[str, Any]:

@@ -184,7 +184,7 @@ def test_an_ablation_as_data_frame(ablation: Path) -> None:
 def test_bad_input_is_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no study 'comparisn'.*did you mean 'comparison'"):
         harness.load("comparisn", store=small)
-    with pytest.raises(InputError, match="--scale paper: .* is of 'mini'"):
+    with pytest.raises(InputError, match="choose a --scale of mini"):
         harness.load("comparison", store=small, scale="paper")
     with pytest.raises(InputError, match="no study"):
         harness.load("comparison", store=tmp_path / "nothing")
@@ -195,6 +195,19 @@ def test_bad_input_is_named(small: Path, tmp_path: Path) -> None:
     (root / "studies" / "comparison.json").write_text('{"study": {"scale": "mini"}, "rows": [{}]}')
     with pytest.raises(InputError, match="plan"):
         harness.load("comparison", store=root)
+
+
+def test_a_study_of_another_scale_is_found(tmp_path: Path) -> None:
+    root = make_store(tmp_path / "runs", [Row("mae", (50.0,))], scale="tiny")
+    studies = root / "studies"
+    (studies / "comparison.json").rename(studies / "comparison-tiny.json")
+    for scale in (None, "tiny"):
+        assert build(StoreSource(root), "comparison", scale).study["scale"] == "tiny"
+    make_store(tmp_path / "more" / "runs", [Row("mae", (50.0,))])
+    (tmp_path / "more/runs/studies/comparison.json").rename(studies / "comparison.json")
+    assert build(StoreSource(root), "comparison").study["scale"] == "mini"
+    with pytest.raises(InputError, match="choose a --scale of mini, tiny"):
+        build(StoreSource(root), "comparison", "paper")
 
 
 def test_a_report_imports_neither_torch_nor_mlflow(small: Path) -> None:
