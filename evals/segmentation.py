@@ -34,6 +34,9 @@ MAE_BASE = Optimisation(
 class Segmentation:
     """mmsegmentation's UPerHead and auxiliary FCNHead on raw block outputs, without a final norm.
 
+    BEiT's and MAE's configs under today's mmsegmentation, with two known differences: MAE's adds
+    relative position biases to its ViT, which the pretrained one has not, and both trained in fp16.
+
     scale: longest and shortest side to which an image is resized before `ratio` is drawn.
     cat_max: largest share of a crop that one class may have (ten tries).
     blocks: whose outputs are used, from 0; None takes those after a third, a half, two thirds and

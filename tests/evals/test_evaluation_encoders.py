@@ -17,6 +17,7 @@ from tiny_evaluations import BEIT, VIT
 from evals.encoders import build_frozen, build_trainable, features, source
 from methods.engine.work import Work
 from methods.errors import StageError
+from methods.parts.encoder import Beit, ViT
 
 CPU = torch.device("cpu")
 IMAGES = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(0))
@@ -135,6 +136,15 @@ def test_random_initialisation_comes_from_the_seed_alone() -> None:
     assert not torch.equal(first["blocks.0.mlp.fc1.weight"], other["blocks.0.mlp.fc1.weight"])
     torch.manual_seed(1)
     assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("encoder", "count"), [(ViT(), 86_567_656), (Beit(), 86_530_984)])
+def test_fine_tuning_has_as_many_parameters_as_the_official_models(
+    encoder: Any, count: int
+) -> None:
+    model = build_trainable(found(None, encoder), 0, classes=1000, drop_path=0.1)
+    assert sum(item.numel() for item in model.parameters()) == count
 
 
 def test_a_bias_table_is_resized_as_beit_does() -> None:

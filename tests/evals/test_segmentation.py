@@ -300,6 +300,13 @@ def test_a_stage_is_quiet_and_resumes_bit_for_bit(
     assert output.out == output.err == ""
 
 
+def test_loader_processes_change_nothing(work: Make) -> None:
+    task = segmentation()
+    alone = task.run(work("alone"))
+    assert task.run(work("helped", layout=Layout(loader_workers=1))) == alone
+    assert _losses(work("helped")) == _losses(work("alone"))
+
+
 def _losses(work: Work) -> list[float]:
     return [json.loads(line)["loss"] for line in work.metrics.read_text().splitlines()]
 
