@@ -303,8 +303,9 @@ def sync_command(options: argparse.Namespace) -> int:
     """Brings MLflow level with the store."""
     from harness import tracking
 
-    print(tracking.sync(Store(options.store), options.mlflow_uri, options.study))
-    return 0
+    summary = tracking.sync(Store(options.store), options.mlflow_uri, options.study)
+    print(summary)
+    return 1 if summary.error else 0
 
 
 def ui_command(options: argparse.Namespace) -> int:

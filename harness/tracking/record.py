@@ -81,8 +81,9 @@ def params(task: Mapping[str, Any]) -> dict[str, str]:
     rest = {name: value for name, value in task.items() if name != "method"}
     method = task.get("method")
     both = {**flatten(rest), **flatten(method if isinstance(method, Mapping) else {})}
-    both.pop("", None)
-    return {metric_name(name): value[:PARAM_LENGTH] for name, value in both.items()}
+    # "type" is the task's own class, which the tag `stage` tells; "" is an empty task.
+    named = {name: value for name, value in both.items() if name not in ("", "type")}
+    return {metric_name(name): value[:PARAM_LENGTH] for name, value in named.items()}
 
 
 def metric_name(name: str) -> str:

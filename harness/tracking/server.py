@@ -88,6 +88,9 @@ def connect(uri: str) -> Any:
     prepare_environment()
     from mlflow.tracking import MlflowClient
 
+    # Only now: importing mlflow sets the levels of its own loggers.
+    for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     if not is_server(uri):
         Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -101,8 +104,6 @@ def prepare_environment() -> None:
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
     for name, value in PATIENCE.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def artifact_location(root: Path, uri: str, experiment: str) -> str | None:
