@@ -39,7 +39,7 @@ def page(report: Report) -> str:
     return f"<!doctype html>\n{document}\n"
 
 
-def _sections(report: Report, found: list[Row], evals: list[str]) -> list[Safe | None]:
+def _sections(report: Report, found: list[Row], evals: list[str]) -> list[object]:
     tables = [table_section(table) for table in report.tables]
     costs = [
         *figures.against(found, evals, "images", "images seen", numbers.count),
@@ -50,7 +50,8 @@ def _sections(report: Report, found: list[Row], evals: list[str]) -> list[Safe |
     return [
         _section("At a glance", "glance", _charts(figures.glance(found, evals))),
         *tables,
-        _section(
+        costs
+        and _section(
             "Accuracy against cost",
             "cost",
             element("p", "Pretraining and evaluation together, mean over seeds.", class_="quiet"),
@@ -118,7 +119,7 @@ def _progress(states: Counter[str]) -> Safe:
         element("span", style=f"flex-grow:{states[state]}", class_=f"state {state}")
         for state in present
     ]
-    words = ", ".join(f"{states[state]} {state}" for state in present)
+    words = ", ".join(f"{states[state]} {cards.WORDS.get(state, state)}" for state in present)
     text = element("p", f"Cells: {words}", class_="quiet")
     return element("div", element("div", bars, class_="progress", aria_hidden="true"), text)
 
