@@ -141,7 +141,20 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
         print(f"{verb:8}{decision.stage.path:48}{decision.why}")
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
+    if cluster.backend == "slurm":
+        _show_jobs(options, decisions, cluster)
     return 0
+
+
+def _show_jobs(
+    options: argparse.Namespace, decisions: Mapping[str, Decision], cluster: Cluster
+) -> None:
+    from harness.backends.slurm import SlurmBackend
+    from harness.preview import jobs
+
+    code = options.store / "snapshots" / "SNAPSHOT"
+    for text in jobs(decisions, SlurmBackend(cluster), code, options.test_only):
+        print(text)
 
 
 def backend_of(cluster: Cluster) -> Backend:

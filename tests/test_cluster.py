@@ -1,12 +1,14 @@
 """Cluster profiles: strict, overridden by sbatch's flags, and the job scripts that they lead to."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from harness.backends import Attempt, BackendUnavailable
 from harness.backends.slurm import SlurmBackend
-from harness.cluster import PROFILES, Cluster, load_cluster, minutes, with_flags
+from harness.cluster import PROFILES, Cluster, Resources, load_cluster, minutes, with_flags
+from harness.preview import arithmetic
 from methods.errors import InputError
 
 ATTEMPT = Attempt(
@@ -167,6 +169,20 @@ def test_time_limits_in_sbatchs_forms(text: str, expected: int) -> None:
 def test_the_slurm_conf_of_a_profile_lies_beside_it(tmp_path: Path) -> None:
     cluster = load_cluster(write(tmp_path, "slurm_conf = '../etc/slurm.conf'"))
     assert cluster.slurm_conf == str(tmp_path.parent / "etc" / "slurm.conf")
+
+
+@pytest.mark.parametrize(
+    ("batch", "wants", "expected"),
+    [
+        (4096, {"nodes": 2, "gpus": 8, "device_batch": 128}, "batch 4096 = 16 ranks x 2 x 128"),
+        (4096, {"gpus": 8}, "batch 4096 = 8 ranks x 1 x 512"),
+        (32, {}, "batch 32 = 1 rank x 1 x 32"),
+        (20, {"gpus": 8}, "batch 20 = 8 ranks x 1 x 3 images (not even: some take one less)"),
+    ],
+)
+def test_batch_arithmetic(batch: int, wants: dict[str, int], expected: str) -> None:
+    task = SimpleNamespace(optimisation=SimpleNamespace(batch=batch))
+    assert arithmetic(task, Resources(**wants)).startswith(expected)
 
 
 def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
