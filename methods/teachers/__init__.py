@@ -1,12 +1,15 @@
 """Frozen networks that give targets (CLIP, tokenizers) and the stages that make them."""
 
 from methods.teachers.clip import ClipTraining, ReleasedClip
+from methods.teachers.dalle import DvaeTraining, ReleasedDalle
 from methods.teachers.folder import Teacher, Tokenizer, load_teacher, load_tokenizer
 from methods.teachers.vqkd import ReleasedVqkd, VqkdTraining
 
 __all__ = [
     "ClipTraining",
+    "DvaeTraining",
     "ReleasedClip",
+    "ReleasedDalle",
     "ReleasedVqkd",
     "Teacher",
     "Tokenizer",

@@ -150,6 +150,8 @@ class TensorUnpickler(pickle.Unpickler):
             return _DTYPES[name]
         if (module, name) == ("collections", "OrderedDict"):
             return OrderedDict
+        if module in ("builtins", "__builtin__") and name == "set":
+            return set
         if module == "torch.jit._pickle" and name in (*_LISTS, "restore_type_tag"):
             return _first
         if module.split(".")[0] in self._inert:
@@ -176,7 +178,9 @@ class TensorUnpickler(pickle.Unpickler):
 def read_pickle(path: Path, inert: tuple[str, ...]) -> Any:
     """The object in a zip archive of torch.save or torch.jit.save, with records for classes."""
     with zipfile.ZipFile(path) as archive:
-        data = next(name for name in archive.namelist() if name.endswith("/data.pkl"))
+        data = next((name for name in archive.namelist() if name.endswith("/data.pkl")), "")
+        if not data:
+            raise pickle.UnpicklingError("no archive of torch.save or torch.jit.save")
         root = data.removesuffix("data.pkl")
         with archive.open(data) as file:
             return TensorUnpickler(file, partial(_entry, archive, root), inert).load()
@@ -184,6 +188,35 @@ def read_pickle(path: Path, inert: tuple[str, ...]) -> Any:
 
 def _entry(archive: zipfile.ZipFile, root: str, key: str) -> bytes:
     return archive.read(f"{root}data/{key}")
+
+
+def read_module(path: Path, inert: tuple[str, ...]) -> dict[str, Tensor]:
+    """The state of a whole nn.Module that torch.save pickled (a zip archive), or of a state dict.
+
+    Classes of torch and of the packages `inert` become records; nothing is executed.
+    StageError("weights") otherwise.
+    """
+    try:
+        root = read_pickle(path, (*inert, "torch"))
+    except _BROKEN as error:
+        raise StageError(
+            "weights", f"{path}: cannot be read safely ({error}); nothing was executed"
+        ) from None
+    if isinstance(root, dict):
+        return _state_of(root, path)
+    tensors: dict[str, Tensor] = {}
+    _collect_module(root, "", tensors)
+    return _state_of(tensors, path)
+
+
+def _collect_module(record: Any, prefix: str, tensors: dict[str, Tensor]) -> None:
+    fields = getattr(record, "fields", {})
+    for kind in ("_parameters", "_buffers"):
+        for name, item in fields.get(kind, {}).items():
+            if isinstance(item, Tensor):
+                tensors[prefix + name] = item
+    for name, child in fields.get("_modules", {}).items():
+        _collect_module(child, f"{prefix}{name}.", tensors)
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:

@@ -50,6 +50,10 @@ def build(card: dict[str, Any]) -> nn.Module:
         from methods.teachers.vqkd_network import VqkdNetwork
 
         return VqkdNetwork(**card["network"])
+    if card["type"] == "dalle":
+        from methods.teachers.dalle_network import DalleEncoder
+
+        return DalleEncoder(**card["network"])
     raise KeyError(f"no tokenizer is called {card['type']!r}")
 
 
