@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -21,7 +22,13 @@ def export(student: Student, encoder: Encoder, statistics: str, folder: Path) ->
     `timm.create_model(model, **arguments)` of the JSON loads the weights strictly. Raises
     StageError("disk").
     """
-    state = student.model.state_dict()
+    write_encoder(student.model.state_dict(), encoder, statistics, folder)
+
+
+def write_encoder(
+    state: Mapping[str, torch.Tensor], encoder: Encoder, statistics: str, folder: Path
+) -> None:
+    """The same from the state of the plain timm model."""
     weights = {name: item.detach().float().cpu().contiguous() for name, item in state.items()}
     name, arguments = encoder.timm()
     mean, std = mean_std(statistics)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -80,6 +80,7 @@ class MaskedModelling:
         self.method, self.frozen = method, frozen
         self.pretrainer = Pretrainer(method, frozen)
         self.module: nn.Module = self.pretrainer
+        self.targets = cast(list[TargetNetwork], list(self.pretrainer.targets))
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameters by weight decay, as `optimisation.undecayed` says."""
@@ -99,15 +100,16 @@ class MaskedModelling:
                 "device must take its share at once: use more devices or a smaller batch",
             )
         inputs = [self._inputs(micro) for micro in micros]
-        for each in inputs:
-            each.mask = self._mask(each)
-        targets = [target(inputs, self.pretrainer) for target in self.pretrainer.targets]
-        return [self._micro(each, [t[i] for t in targets]) for i, each in enumerate(inputs)]
+        single = [self._targets(each) for each in inputs]
+        joint = [
+            target.joint(list(parts))
+            for target, parts in zip(self.targets, zip(*single, strict=True), strict=True)
+        ]
+        return [self._micro(*each) for each in zip(inputs, zip(*joint, strict=True), strict=True)]
 
     def after_step(self, step: int) -> dict[str, float]:
         """Let targets follow the student."""
-        for target in self.pretrainer.targets:
-            assert isinstance(target, TargetNetwork)
+        for target in self.targets:
             target.after_step(self.pretrainer)
         return {}
 
@@ -117,13 +119,19 @@ class MaskedModelling:
         statistics = self.method.augmentation.statistics
         return Inputs(normalise(image, statistics), plain, micro, self.frozen, statistics)
 
+    def _targets(self, inputs: Inputs) -> list[Tensor]:
+        inputs.mask = self._mask(inputs)
+        targets = [target.one(inputs, self.pretrainer) for target in self.targets]
+        inputs.seen.clear()  # several micro-batches of a teacher's tokens take gigabytes
+        return targets
+
     def _mask(self, inputs: Inputs) -> Tensor:
         masking, attention = self.method.masking, None
         for role in masking.needs:
             attention = inputs.teacher(role, masking.statistics).attention
         return masking.mask(inputs.batch["draw"], attention)
 
-    def _micro(self, inputs: Inputs, targets: list[Tensor]) -> dict[str, Any]:
+    def _micro(self, inputs: Inputs, targets: tuple[Tensor, ...]) -> dict[str, Any]:
         mask = inputs.mask
         assert mask is not None
         rows = zip(targets, self.method.objectives, strict=True)

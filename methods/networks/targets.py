@@ -56,11 +56,15 @@ class TargetNetwork(nn.Module):
 
         `student` is the Pretrainer, for targets that follow the network in training.
         """
-        return [self.one(each, student) for each in inputs]
+        return self.joint([self.one(each, student) for each in inputs])
 
     def one(self, inputs: Inputs, student: Any) -> Tensor:
-        """The target of one micro-batch."""
+        """The target of one micro-batch, as far as it depends on nothing else."""
         raise NotImplementedError
+
+    def joint(self, targets: list[Tensor]) -> list[Tensor]:
+        """The targets of all micro-batches, with what takes the global batch to compute."""
+        return targets
 
     def start(self, student: Any) -> None:
         """Take what is needed of the newly built Pretrainer; frozen targets need nothing."""
@@ -99,16 +103,15 @@ class FeatureTarget(TargetNetwork):
         super().__init__()
         self.value, self.width = value, width
 
-    def forward(self, inputs: list[Inputs], student: Any) -> list[Tensor]:
-        tokens = super().forward(inputs, student)
-        return batch_norm(tokens) if self.value.normalise == "batch" else tokens
-
     def one(self, inputs: Inputs, student: Any) -> Tensor:
         output = inputs.teacher(self.value.teacher, self.value.statistics)
         tokens: Tensor = getattr(output, self.value.tokens).float()
         if self.value.normalise == "layer":
             tokens = F.layer_norm(tokens, tokens.shape[-1:], eps=1e-6)
         return tokens
+
+    def joint(self, targets: list[Tensor]) -> list[Tensor]:
+        return batch_norm(targets) if self.value.normalise == "batch" else targets
 
 
 def batch_norm(tokens: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,169 @@
+"""Names of encoders' tensors: official code, mmpretrain and timm (layouts: recipes 5)."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from methods.errors import StageError
+from methods.networks.export import write_encoder
+from methods.parts.encoder import Beit, Encoder, ViT
+from methods.parts.model import Method
+from methods.teachers.archive import read_weights
+
+State = dict[str, Tensor]
+
+TABLE = "rel_pos_bias.relative_position_bias_table"
+# mmpretrain's names below "backbone.", as patterns of its and of timm's names.
+MMPRETRAIN = (
+    ("patch_embed.projection.", "patch_embed.proj."),
+    ("layers.", "blocks."),
+    (".ln1.", ".norm1."),
+    (".ln2.", ".norm2."),
+    (".ffn.layers.0.0.", ".mlp.fc1."),
+    (".ffn.layers.1.", ".mlp.fc2."),
+)
+# What pretraining checkpoints hold besides the encoder.
+BESIDES = re.compile(
+    r"mask_token|lm_head\.|cls_pt_|decoder|head\.|neck\.|teacher|.*relative_position_index$"
+)
+
+
+def import_encoder(path: Path, method: Method, folder: Path) -> Encoder:
+    """See `methods.released.import_encoder`."""
+    with torch.serialization.safe_globals([argparse.Namespace]):  # official files keep their flags
+        state = timm_names(read_weights(path))
+    if isinstance(method.encoder, Beit):
+        state = with_shared_table(state, path)
+    else:
+        state = with_fused_bias(state)
+    encoder = sized(method.encoder, state, path)
+    _check_fit(state, encoder, path)
+    write_encoder(state, encoder, method.augmentation.statistics, folder)
+    return encoder
+
+
+def timm_names(state: State) -> State:
+    """The encoder's tensors of an official, mmpretrain or timm state, under timm's names."""
+    for prefix in ("module.", "backbone.", "encoder."):
+        inside = {n.removeprefix(prefix): i for n, i in state.items() if n.startswith(prefix)}
+        state = inside or state
+    if any(name.startswith("layers.") for name in state):
+        state = {_from_mmpretrain(name): item for name, item in state.items()}
+    return {name: item for name, item in state.items() if not BESIDES.match(name)}
+
+
+def _from_mmpretrain(name: str) -> str:
+    name = re.sub(r"^ln1\.", "norm.", name)
+    for theirs, timms in MMPRETRAIN:
+        name = name.replace(theirs, timms, 1)
+    return name
+
+
+def _to_mmpretrain(name: str) -> str:
+    if name.startswith("norm."):
+        return f"backbone.{name.replace('norm.', 'ln1.', 1)}"
+    name = re.sub(r"\.ls([12])\.gamma$", r".gamma_\1", name)
+    for theirs, timms in MMPRETRAIN:
+        name = name.replace(timms, theirs, 1)
+    return f"backbone.{name}"
+
+
+def with_shared_table(state: State, path: Path) -> State:
+    """With one table of relative position biases, where every block brings its equal own."""
+    own = [name for name in state if name.endswith(".attn.relative_position_bias_table")]
+    if not own:
+        return state
+    first = state[own[0]]
+    if not all(torch.equal(state[name], first) for name in own):
+        raise StageError(
+            "weights",
+            f"{path}: blocks have relative position biases of their own: a fine-tuned network, "
+            "where one from pretraining is needed",
+        )
+    return {TABLE: first, **{name: item for name, item in state.items() if name not in own}}
+
+
+def with_fused_bias(state: State) -> State:
+    """With BEiT's biases of queries and values (CAE) as the one bias that a ViT has."""
+    fused: State = {}
+    for name, item in state.items():
+        if name.endswith(".q_bias"):
+            value = state[name.replace(".q_bias", ".v_bias")]
+            fused[name.replace(".q_bias", ".qkv.bias")] = torch.cat(
+                [item, torch.zeros_like(item), value]
+            )
+        elif not name.endswith(".v_bias"):
+            fused[re.sub(r"\.gamma_([12])$", r".ls\1.gamma", name)] = item
+    return fused
+
+
+def sized(encoder: Encoder, state: State, path: Path) -> Encoder:
+    """`encoder` with the sizes that the tensors have; heads of a ViT have 64 channels.
+
+    Raises StageError("weights") where they are of no ViT or Beit.
+    """
+    assert isinstance(encoder, (ViT, Beit))
+    try:
+        width = state["cls_token"].shape[-1]
+        patch = state["patch_embed.proj.weight"].shape[-1]
+        depth = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks."))
+        if isinstance(encoder, Beit):
+            rows, heads = state[TABLE].shape
+            side = (math.isqrt(rows - 3) + 1) // 2
+        else:
+            side = math.isqrt(state["pos_embed"].shape[1] - 1)
+            heads = encoder.heads if width == encoder.width else max(1, width // 64)
+        return replace(
+            encoder, image=side * patch, patch=patch, width=width, depth=depth, heads=heads
+        )
+    except (KeyError, ValueError) as error:
+        kind = type(encoder).__name__
+        raise StageError("weights", f"{path}: no {kind} from pretraining: {error}") from None
+
+
+def _check_fit(state: State, encoder: Encoder, path: Path) -> None:
+    name, arguments = encoder.timm()
+    with torch.device("meta"):
+        expected: State = timm.create_model(name, **arguments).state_dict()
+    wrong = sorted(
+        each
+        for each in expected.keys() | state.keys()
+        if each not in state or each not in expected or state[each].shape != expected[each].shape
+    )
+    if wrong:
+        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        raise StageError("weights", f"{path}: {len(wrong)} tensors do not fit: {shown}")
+
+
+def export_encoder(folder: Path, path: Path, format: str) -> None:
+    """See `methods.released.export_encoder`."""
+    source = folder / "encoder.safetensors"
+    try:
+        state: State = load_file(source)
+    except (OSError, SafetensorError) as error:
+        raise StageError("needs", f"{source}: no encoder ({error})") from None
+    if format == "mmpretrain":
+        state = {_to_mmpretrain(name): item for name, item in state.items()}
+    aside = path.with_name(f".{path.name}.new")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".safetensors":
+            save_file(state, aside)
+        else:
+            wrapped: dict[str, Any] = {"state_dict": state}
+            torch.save(wrapped, aside)
+        os.replace(aside, path)
+    except (OSError, RuntimeError) as error:
+        raise StageError("disk", f"{path}: cannot be written: {error}") from error

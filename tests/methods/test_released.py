@@ -1,0 +1,136 @@
+"""Official and mmpretrain layouts in, and out again without loss."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from tiny_methods import tiny
+from torch import Tensor
+
+from methods.errors import StageError
+from methods.networks.export import export
+from methods.networks.pretrainer import MaskedModelling
+from methods.parts.encoder import Beit
+from methods.released import export_encoder, import_encoder
+
+State = dict[str, Tensor]
+
+
+def official(name: str, frozen: dict[str, Any]) -> tuple[MaskedModelling, State]:
+    """A tiny network, and its state in the layout of the method's own code (recipes 5)."""
+    torch.manual_seed(0)
+    network = MaskedModelling(tiny(name), frozen)
+    state = dict(network.pretrainer.encoder.model.state_dict())
+    extra = torch.zeros(3)
+    if name in ("mae", "milan"):
+        state |= {"mask_token": extra, "decoder_pos_embed": extra}
+        state |= {"decoder_blocks.0.norm1.weight": extra, "decoder_pred.bias": extra}
+    elif name == "cae":
+        state = {f"encoder.{each}": item for each, item in as_cae(state).items()}
+        state |= {"pretext_decoder_neck.head.bias": extra, "mask_token": extra}
+    else:
+        state |= {"mask_token": extra, "lm_head.bias": extra, "cls_pt_layers.0.gamma_1": extra}
+        state["rel_pos_bias.relative_position_index"] = torch.zeros(37, 37, dtype=torch.int64)
+    if name == "simmim":
+        state = {f"encoder.{each}": item for each, item in state.items()}
+        state["decoder.0.weight"] = extra
+    return network, state
+
+
+def as_cae(state: State) -> State:
+    """BEiT's parametrisation of attention and LayerScale."""
+    changed: State = {}
+    for name, item in state.items():
+        if name.endswith(".qkv.bias"):
+            query, _, value = item.chunk(3)
+            changed[name.replace("qkv.bias", "q_bias")] = query
+            changed[name.replace("qkv.bias", "v_bias")] = value
+        else:
+            changed[re.sub(r"\.ls([12])\.gamma", r".gamma_\1", name)] = item
+    return changed
+
+
+@pytest.mark.parametrize("name", ["mae", "milan", "beitv2", "beit", "simmim", "cae"])
+def test_official_checkpoints_come_in(name: str, frozen: dict[str, Any], tmp_path: Path) -> None:
+    network, state = official(name, frozen)
+    path = tmp_path / "official.pth"
+    torch.save({"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, path)
+    encoder = import_encoder(path, tiny(name), tmp_path / "in")
+    assert encoder == network.method.encoder
+    about = json.loads((tmp_path / "in" / "encoder.json").read_text())
+    model = timm.create_model(about["model"], **about["arguments"])
+    model.load_state_dict(load_file(tmp_path / "in" / "encoder.safetensors"), strict=True)
+    expected = network.pretrainer.encoder.model.state_dict()
+    assert all(torch.equal(item, expected[each]) for each, item in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["milan", "beitv2"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+@pytest.mark.parametrize("format", ["timm", "mmpretrain"])
+def test_out_and_in_again(
+    name: str, suffix: str, format: Any, frozen: dict[str, Any], tmp_path: Path
+) -> None:
+    network, _ = official(name, frozen)
+    method, student = network.method, network.pretrainer.encoder
+    export(student, method.encoder, "imagenet", tmp_path / "a")
+    path = tmp_path / f"out.{suffix}"
+    export_encoder(tmp_path / "a", path, format)
+    import_encoder(path, method, tmp_path / "b")
+    before, after = (load_file(tmp_path / each / "encoder.safetensors") for each in "ab")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[each], after[each]) for each in before)
+
+
+def test_mmpretrains_names(frozen: dict[str, Any], tmp_path: Path) -> None:
+    """Recipes 5.6."""
+    network, _ = official("beitv2", frozen)
+    export(network.pretrainer.encoder, network.method.encoder, "imagenet", tmp_path)
+    export_encoder(tmp_path, tmp_path / "mm.safetensors", "mmpretrain")
+    names = load_file(tmp_path / "mm.safetensors").keys()
+    assert {
+        "backbone.cls_token",
+        "backbone.patch_embed.projection.weight",
+        "backbone.layers.0.ln1.weight",
+        "backbone.layers.2.ffn.layers.0.0.bias",
+        "backbone.layers.2.ffn.layers.1.weight",
+        "backbone.layers.1.attn.q_bias",
+        "backbone.layers.1.gamma_1",
+        "backbone.ln1.bias",
+        "backbone.rel_pos_bias.relative_position_bias_table",
+    } <= names
+
+
+def test_tables_of_single_blocks_come_in_where_they_are_equal(
+    frozen: dict[str, Any], tmp_path: Path
+) -> None:
+    network, state = official("beitv2", frozen)
+    table = state.pop("rel_pos_bias.relative_position_bias_table")
+    own = {f"blocks.{i}.attn.relative_position_bias_table": table.clone() for i in range(3)}
+    torch.save(state | own, tmp_path / "a.pth")
+    assert isinstance(import_encoder(tmp_path / "a.pth", network.method, tmp_path), Beit)
+    own["blocks.1.attn.relative_position_bias_table"] += 1
+    torch.save(state | own, tmp_path / "b.pth")
+    with pytest.raises(StageError, match="fine-tuned"):
+        import_encoder(tmp_path / "b.pth", network.method, tmp_path)
+
+
+def test_what_does_not_fit_is_named(frozen: dict[str, Any], tmp_path: Path) -> None:
+    network, state = official("mae", frozen)
+    del state["norm.weight"]
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(StageError, match=r"1 tensors do not fit: norm\.weight") as error:
+        import_encoder(tmp_path / "a.pth", network.method, tmp_path)
+    assert error.value.reason == "weights"
+    torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "b.pth")
+    with pytest.raises(StageError, match="no ViT"):
+        import_encoder(tmp_path / "b.pth", network.method, tmp_path)
+    with pytest.raises(StageError, match="no encoder"):
+        export_encoder(tmp_path / "nowhere", tmp_path / "x.pth", "timm")
