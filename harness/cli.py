@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from harness.backends import BackendRefused, BackendUnavailable
 from methods.errors import InputError, StageError
 
 EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
@@ -134,7 +135,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(handler(options))
     except InputError as error:
         sys.exit(_told(str(error), 2))
-    except StageError as error:
+    except (StageError, BackendUnavailable, BackendRefused) as error:
         sys.exit(_told(str(error), 1))
     except KeyboardInterrupt:
         sys.exit(_told("interrupted; the same command goes on from here", 130))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import provenance
-from harness.backends import Backend, BackendRefused, BackendUnavailable
+from harness.backends import Backend, BackendRefused, BackendUnavailable, JobState
 from harness.backends.local import LocalBackend
 from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
 from harness.drive import LocalRun
@@ -134,8 +134,7 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
     """Prints the plan: what is done, what would run and why."""
     store = Store(options.store)
     retry = retry_keys(store, plan, options.retry)
-    backend = backend_of(cluster)
-    decisions = decide(store, plan, live_jobs(store, plan, backend), retry)
+    decisions = decide(store, plan, known_jobs(store, plan, backend_of(cluster)), retry)
     for decision in decisions.values():
         verb = "run" if decision.submit else decision.state
         print(f"{verb:8}{decision.stage.path:48}{decision.why}")
@@ -155,6 +154,15 @@ def _show_jobs(
     code = options.store / "snapshots" / "SNAPSHOT"
     for text in jobs(decisions, SlurmBackend(cluster), code, options.test_only):
         print(text)
+
+
+def known_jobs(store: Store, plan: Plan, backend: Backend) -> dict[str, JobState]:
+    """The live jobs, or none and a warning where the scheduler does not answer."""
+    try:
+        return live_jobs(store, plan, backend)
+    except BackendUnavailable as error:
+        print(f"warning: {error}; stages may be further than shown", file=sys.stderr)
+        return {}
 
 
 def backend_of(cluster: Cluster) -> Backend:
@@ -209,12 +217,7 @@ def status_command(options: argparse.Namespace) -> int:
     store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
     if options.watch:
         return watch(store, plan, backend)
-    try:
-        live = live_jobs(store, plan, backend)
-    except BackendUnavailable as error:
-        print(f"warning: {error}; stages may be further than shown", file=sys.stderr)
-        live = {}
-    decisions = decide(store, plan, live)
+    decisions = decide(store, plan, known_jobs(store, plan, backend))
     if sys.stdout.isatty():
         from rich.console import Console
 

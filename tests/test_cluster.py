@@ -190,3 +190,9 @@ def test_without_slurm_nothing_is_known(monkeypatch: pytest.MonkeyPatch, tmp_pat
     backend = SlurmBackend(Cluster(backend="slurm", name="far"))
     with pytest.raises(BackendUnavailable, match="squeue is not installed here"):
         backend.query([])
+
+
+def test_a_cluster_that_is_not_up_is_told_at_once(tmp_path: Path) -> None:
+    backend = SlurmBackend(Cluster(backend="slurm", name="dev", slurm_conf=str(tmp_path / "no")))
+    with pytest.raises(BackendUnavailable, match="no: no such file; slurm/dev/up starts"):
+        backend.query([])

@@ -188,13 +188,21 @@ class SlurmBackend:
 
     @contextlib.contextmanager
     def _environment(self) -> Iterator[None]:
-        """Hides the variables of a job around us, which sbatch would take for options."""
+        """Hides the variables of a job around us, which sbatch would take for options.
+
+        Raises BackendUnavailable where the profile's slurm.conf is missing: Slurm's own commands
+        would look for it for a minute.
+        """
+        configuration = self.cluster.slurm_conf
+        if configuration and not os.path.exists(configuration):
+            hint = "; slurm/dev/up starts this cluster" if self.cluster.name == "dev" else ""
+            raise BackendUnavailable(f"{configuration}: no such file{hint}")
         before = dict(os.environ)
         for name in before:
             if name.startswith(("SLURM_", "SLURMD_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
                 del os.environ[name]
-        if self.cluster.slurm_conf:
-            os.environ["SLURM_CONF"] = self.cluster.slurm_conf
+        if configuration:
+            os.environ["SLURM_CONF"] = configuration
         try:
             yield
         finally:
