@@ -69,6 +69,18 @@ def source(work: Work, encoder: Encoder, seed: int, statistics: str) -> Source:
     return found
 
 
+def check_views(found: Source, task: Any) -> None:
+    """StageError "data" where the task's two transforms do not make what the encoder takes."""
+    for name in ("augmentation", "validation"):
+        views = getattr(task, name, None)
+        if views is not None and views.size != found.image:
+            raise StageError(
+                "data", f"{name}.size is {views.size}, but the encoder takes {found.image} pixels"
+            )
+        if views is not None and views.statistics != task.validation.statistics:
+            raise StageError("data", f"{name}.statistics is not that of validation")
+
+
 def _read(folder: Path) -> State:
     path = folder / "encoder.safetensors"
     try:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.accuracy import accuracies, evaluation_batch
-from evals.encoders import Timm, build_trainable, source
+from evals.encoders import Timm, build_trainable, check_views, source
 from evals.finetune import FineTuning
 from methods.data.augment import ToSample
 from methods.data.mixing import draw_mix, erase, mix_images, normalise, soft_targets, to_float
@@ -72,6 +72,7 @@ class Tuning:
 def build_classifier(task: FineTuning, work: Work) -> Classifier:
     """The encoder with the head that the task's seed and `head_scale` give it."""
     found = source(work, task.encoder, task.seed, task.augmentation.statistics)
+    check_views(found, task)
     classes = len(task.data.classes)
     encoder = build_trainable(found, task.seed, classes=classes, drop_path=task.drop_path)
     head = encoder.head

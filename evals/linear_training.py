@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.accuracy import accuracies, evaluation_batch
-from evals.encoders import build_frozen, features, source
+from evals.encoders import build_frozen, check_views, features, source
 from evals.linear import LinearProbe
 from methods.data.augment import ToSample
 from methods.data.mixing import normalise, to_float
@@ -19,7 +19,6 @@ from methods.engine.device import autocast
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.work import Work
-from methods.parts.optimisation import Optimisation
 
 Micro = dict[str, Any]
 Frozen = Callable[[Tensor], Tensor]
@@ -150,7 +149,9 @@ class EveryNth:
 def frozen_features(task: Any, work: Work, device: torch.device) -> tuple[Frozen, int]:
     """The feature extractor of a task with pooling, layer and validation statistics; its width."""
     statistics = task.validation.statistics
-    encoder = build_frozen(source(work, task.encoder, task.seed, statistics), device)
+    found = source(work, task.encoder, task.seed, statistics)
+    check_views(found, task)
+    encoder = build_frozen(found, device)
 
     @torch.no_grad()
     def extract(images: Tensor) -> Tensor:
@@ -195,9 +196,5 @@ def _evaluate(
     if task.rates:
         best = int(score(EveryNth(train, task.holdout))[0, PUBLISHED + 1 :].argmax())
         metrics["top1_best_rate"] = float(final[0, PUBLISHED + 1 + best])
-        metrics["best_rate"] = _rate(task.optimisation, task.rates[best])
+        metrics["best_rate"] = task.optimisation.learning_rate * task.rates[best]
     return metrics
-
-
-def _rate(optimisation: Optimisation, factor: float) -> float:
-    return optimisation.learning_rate * factor

@@ -113,7 +113,7 @@ def run(task: Segmentation, work: Work) -> dict[str, float]:
 
     # Channels last saves a seventh of an update on a CPU: the heads are convolutions. (The
     # preprocessor, which holds the mean, moves to the device with its module.)
-    module = SegmentorLoss(segmentor).to(device, memory_format=torch.channels_last)
+    module = SegmentorLoss(segmentor).to(device).to(memory_format=torch.channels_last)
     fit(Segmenting(module, task), optimisation, stream, work, len(train), task.seed)
     return evaluate(segmentor.to(device), open_pictures(task, work.data, "validation"), layout)
 

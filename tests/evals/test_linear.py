@@ -15,6 +15,7 @@ from evals.linear_training import EveryNth, GlobalNorm, Heads, Probing
 from methods.engine.loop import fit
 from methods.engine.work import Layout, Work
 from methods.errors import StageError
+from methods.parts.augment import EvaluationTransform, LinearAugmentation
 from methods.parts.optimisation import Optimisation
 
 Make = Callable[..., Work]
@@ -91,6 +92,16 @@ def test_a_rate_that_diverges_ends_neither_the_stage_nor_the_others(work: Make) 
     expected = trained(work("expected"), (1.0, 1.0))
     torch.testing.assert_close(heads.weights[0], expected.weights[0])
     torch.testing.assert_close(heads.weights[1], expected.weights[1])
+
+
+def test_views_of_another_size_or_statistics_are_refused(work: Make) -> None:
+    for change, message in (
+        ({"validation": EvaluationTransform(32, 32)}, "validation.size is 32, .* takes 48"),
+        ({"augmentation": LinearAugmentation(48, statistics="clip")}, "augmentation.statistics"),
+    ):
+        with pytest.raises(StageError, match=message) as caught:
+            replace(linear(), **change).run(work())
+        assert caught.value.reason == "data"
 
 
 def test_every_nth() -> None:
