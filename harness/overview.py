@@ -6,17 +6,18 @@ import json
 from typing import Any
 
 import methods
-from harness.plan import make_plan
+from harness.plan import Row, make_plan
 from harness.study import Scale, Study
 
 COLUMNS = ("method", "encoder", "masking", "hidden", "decoder", "objectives", "parameters")
+HIDDEN = {"drop": "dropped", "token": "token"}
 
 
 def overview(scale: Scale, form: str) -> str:
     """A Markdown or JSON table of every method at this scale, parameters counted without data."""
     names = methods.names()
     plan = make_plan(Study("methods", methods=names, evals=("linear",)), scale)
-    rows = [_row(row.value) for row in plan.rows]
+    rows = [_row(row) for row in plan.rows]
     if form == "json":
         return json.dumps(rows, indent=1)
     lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
@@ -29,20 +30,22 @@ def _cell(value: Any) -> str:
     return text.replace("|", "\\|")
 
 
-def _row(method: Any) -> dict[str, Any]:
+def _row(row: Row) -> dict[str, Any]:
+    method = row.value
     return {
         "method": method.name,
         "encoder": method.encoder.describe(),
         "masking": method.masking.describe(),
-        "hidden": {"drop": "dropped", "token": "token"}[method.encoder.hidden],
+        "hidden": HIDDEN[method.encoder.hidden],
         "decoder": method.decoder.describe(),
         "objectives": "; ".join(each.describe() for each in method.objectives),
-        "parameters": _parameters(method),
+        "parameters": _parameters(row),
     }
 
 
-def _parameters(method: Any) -> int:
+def _parameters(row: Row) -> int:
     """Trainable parameters of encoder and decoder together."""
     from methods.networks.pretraining import count_parameters
 
-    return int(count_parameters(method))
+    frozen = {role: stage.task for role, stage in row.stages["pretrain"].needs.items()}
+    return count_parameters(row.value, frozen)

@@ -93,6 +93,9 @@ class InfoNCE(Loss):
         if self.temperature <= 0:
             raise ValueError(f"temperature must be above 0, not {self.temperature}")
 
+    def describe(self) -> str:
+        return f"InfoNCE (temperature {self.temperature:g})"
+
     def build(self) -> LossFunction:
         from methods.networks.cmae import info_nce
 

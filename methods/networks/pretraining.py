@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +15,7 @@ from methods.engine import distributed
 from methods.engine.loop import fit
 from methods.errors import StageError
 from methods.networks.export import export
-from methods.networks.pretrainer import MaskedModelling
+from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.parts.model import Method
 from methods.teachers import load_teacher, load_tokenizer
 
@@ -46,6 +47,17 @@ def pretrain(task: Pretraining, work: Work) -> dict[str, float]:
         student = trainable.pretrainer.encoder
         export(student, method.encoder, method.augmentation.statistics, work.folder)
     return last_losses(work)
+
+
+def count_parameters(method: Method, frozen: Mapping[str, Any]) -> int:
+    """Trainable parameters of encoder and decoder, built without memory.
+
+    `frozen`: by role what tells a teacher's `widths` or a tokenizer's `size`; the tasks will do.
+    """
+    with torch.device("meta"):
+        network = Pretrainer(method, frozen)
+    parts = (network.encoder, network.decoder)
+    return sum(each.numel() for part in parts for each in part.parameters() if each.requires_grad)
 
 
 def load_frozen(method: Method, work: Work, device: torch.device) -> dict[str, nn.Module]:

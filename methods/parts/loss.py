@@ -17,6 +17,10 @@ LossFunction = Callable[["Tensor", Any], "Tensor"]
 class Loss:
     """Base of the losses."""
 
+    def describe(self) -> str:
+        """The name in tables."""
+        return type(self).__name__
+
     def build(self) -> LossFunction:
         """The function of predictions (..., C) and targets of the same shape, to a scalar."""
         raise NotImplementedError
@@ -31,6 +35,9 @@ class Cosine(Loss):
     def __post_init__(self) -> None:
         if self.scale <= 0:
             raise ValueError(f"scale must be above 0, not {self.scale}")
+
+    def describe(self) -> str:
+        return f"{self.scale:g} - {self.scale:g} cos"
 
     def build(self) -> LossFunction:
         from methods.networks import losses
@@ -47,6 +54,9 @@ class SmoothL1(Loss):
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ValueError(f"beta must be above 0, not {self.beta}")
+
+    def describe(self) -> str:
+        return f"smooth L1 (beta {self.beta:g})"
 
     def build(self) -> LossFunction:
         from methods.networks import losses
@@ -68,6 +78,9 @@ class L1(Loss):
 class L2(Loss):
     """Mean squared difference over rows and channels."""
 
+    def describe(self) -> str:
+        return "MSE"
+
     def build(self) -> LossFunction:
         from methods.networks import losses
 
@@ -77,6 +90,9 @@ class L2(Loss):
 @dataclass(frozen=True)
 class CrossEntropy(Loss):
     """Cross-entropy of logits (..., C) with class numbers (...), mean over rows."""
+
+    def describe(self) -> str:
+        return "cross-entropy"
 
     def build(self) -> LossFunction:
         from methods.networks import losses

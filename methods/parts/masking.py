@@ -33,6 +33,10 @@ class Masking:
         """Roles of the frozen networks that the mask depends on."""
         return ()
 
+    def describe(self) -> str:
+        """The name in tables."""
+        return type(self).__name__
+
     def count(self, patches: int) -> int:
         """Hidden patches of `patches`; where not `exact`, an upper bound."""
         raise NotImplementedError
@@ -66,6 +70,9 @@ class Random(Masking):
     def __post_init__(self) -> None:
         _check_ratio(self.ratio)
 
+    def describe(self) -> str:
+        return f"random {self.ratio:g}"
+
     def count(self, patches: int) -> int:
         return patches - int(patches * (1 - self.ratio))
 
@@ -96,6 +103,9 @@ class SemanticAware(Masking):
     def needs(self) -> tuple[str, ...]:
         return (self.teacher,)
 
+    def describe(self) -> str:
+        return f"semantic-aware {self.ratio:g} ({self.teacher.upper()})"
+
     def count(self, patches: int) -> int:
         return patches - int(patches * (1 - self.ratio))
 
@@ -125,6 +135,9 @@ class Cells(Masking):
         _check_ratio(self.ratio)
         if self.cell < 1:
             raise ValueError(f"cell must be at least 1 patch, not {self.cell}")
+
+    def describe(self) -> str:
+        return f"random {self.ratio:g}, cells {self.cell}x{self.cell}"
 
     def count(self, patches: int) -> int:
         return math.ceil(self.ratio * (patches // self.cell**2)) * self.cell**2
@@ -159,6 +172,9 @@ class Blockwise(Masking):
             raise ValueError(f"hidden must be from 1 to {self.of - 1}, not {self.hidden}")
         if not 0 < self.minimum <= self.hidden:
             raise ValueError(f"minimum must be from 1 to {self.hidden}, not {self.minimum}")
+
+    def describe(self) -> str:
+        return f"blockwise {'' if self.exact else 'up to '}{self.hidden}/{self.of}"
 
     def count(self, patches: int) -> int:
         return max(1, round(self.hidden * patches / self.of))

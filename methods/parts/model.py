@@ -30,6 +30,13 @@ class Objective:
         if not self.weight > 0:
             raise ValueError(f"weight must be above 0, not {self.weight}")
 
+    def describe(self) -> str:
+        """`CLIP projected tokens -> 2 - 2 cos, all`, as in tables."""
+        weight = f"{self.weight:g} x " if self.weight != 1 else ""
+        via = "" if self.prediction in ("tokens", "image") else f" ({self.prediction})"
+        target, loss = self.target.describe(), self.loss.describe()
+        return f"{target} -> {weight}{loss}, {self.where}{via}"
+
     def check(self, place: str) -> None:
         """Raise ValueError, naming `place`, where target, loss and rows do not fit each other."""
         if isinstance(self.target, Codes) != isinstance(self.loss, CrossEntropy):

@@ -69,6 +69,10 @@ class ClipTraining(Teacher):
             raise ValueError("image_image_weight and minimum_zero_shot must not be negative")
 
     @property
+    def widths(self) -> dict[str, int]:
+        return {"raw": self.width, "normalised": self.width, "projected": self.embedding}
+
+    @property
     def model(self) -> dict[str, Any]:
         """Arguments of open_clip.CLIP."""
         vision = {
@@ -118,6 +122,12 @@ class ReleasedClip(Teacher):
     def __post_init__(self) -> None:
         if self.image < 0:
             raise ValueError(f"image must not be negative, not {self.image}")
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """Of the size that the file's name tells: OpenAI's ViT-L, else ViT-B."""
+        width, projected = (1024, 768) if "ViT-L" in self.weights else (768, 512)
+        return {"raw": width, "normalised": width, "projected": projected}
 
     def run(self, work: Work) -> dict[str, float]:
         """Writes the teacher folder; StageError("weights") for a missing or foreign file."""

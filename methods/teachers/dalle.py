@@ -59,6 +59,10 @@ class DvaeTraining(Tokenizer):
             raise ValueError("divergence must not be negative, minimum_usage lies in [0, 1]")
 
     @property
+    def size(self) -> int:
+        return self.codes
+
+    @property
     def network(self) -> dict[str, Any]:
         """Arguments of DalleEncoder."""
         names = ("image", "hidden", "blocks", "codes")
@@ -94,6 +98,10 @@ class ReleasedDalle(Tokenizer):
     def __post_init__(self) -> None:
         if self.image < STRIDE or self.image % STRIDE:
             raise ValueError(f"image ({self.image}) must be a positive multiple of {STRIDE}")
+
+    @property
+    def size(self) -> int:
+        return 8192
 
     def run(self, work: Work) -> dict[str, float]:
         """Writes the tokenizer folder; StageError("weights") for a missing or foreign file."""

@@ -25,6 +25,11 @@ class Teacher:
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()  # roles of the frozen stages that it is made from
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of the tokens, by name as FrozenClip has them: raw, normalised, projected."""
+        raise NotImplementedError
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -34,6 +39,11 @@ class Tokenizer:
     kind: ClassVar[str] = "tokenizer"
     version: ClassVar[int] = 1
     needs: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def size(self) -> int:
+        """Number of codes."""
+        raise NotImplementedError
 
 
 def load_teacher(

@@ -76,6 +76,10 @@ class VqkdTraining(Tokenizer):
         if not 0 <= self.minimum_usage <= 1 or self.commitment < 0 or self.kmeans_iterations < 0:
             raise ValueError("minimum_usage must be in [0, 1], the others not negative")
 
+    @property
+    def size(self) -> int:
+        return self.codes
+
     def network(self, target: int) -> dict[str, Any]:
         """Arguments of VqkdNetwork for a teacher whose projected tokens have `target` channels."""
         names = ("image", "patch", "width", "depth", "heads", "decoder_depth", "codes")
@@ -111,6 +115,10 @@ class ReleasedVqkd(Tokenizer):
     def __post_init__(self) -> None:
         if self.heads < 0:
             raise ValueError(f"heads must not be negative, not {self.heads}")
+
+    @property
+    def size(self) -> int:
+        return 8192
 
     def run(self, work: Work) -> dict[str, float]:
         """Writes the tokenizer folder; StageError("weights") for a missing or foreign file."""

@@ -1,0 +1,41 @@
+"""The unified table: read off the values, at every scale, with the sources' parameter counts."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import methods
+from harness.overview import COLUMNS, overview
+from harness.study import load_scale
+
+
+@pytest.mark.parametrize("scale", ["paper", "mini"])
+def test_every_method_is_a_row(scale: str) -> None:
+    rows = json.loads(overview(load_scale(scale), "json"))
+    assert tuple(row["method"] for row in rows) == methods.names()
+    assert all(tuple(row) == COLUMNS and row["parameters"] > 0 for row in rows)
+
+
+def test_rows_are_those_of_the_sources() -> None:
+    """Parameter counts: recipes 7, measured on the official modules."""
+    rows = {row["method"]: row for row in json.loads(overview(load_scale("paper"), "json"))}
+    assert rows["milan"] == {
+        "method": "milan",
+        "encoder": "ViT-B/16",
+        "masking": "semantic-aware 0.75 (CLIP)",
+        "hidden": "dropped",
+        "decoder": "prompting 8x512",
+        "objectives": "CLIP projected tokens -> 2 - 2 cos, all",
+        "parameters": 111_524_352,
+    }
+    assert rows["beitv2"]["parameters"] == 106_143_056
+    assert rows["beitv2"]["masking"] == "blockwise 75/196"
+    assert rows["cae"]["objectives"].endswith("own latents -> 2 x MSE, hidden (latents)")
+
+
+def test_markdown_has_a_line_a_method() -> None:
+    lines = overview(load_scale("paper"), "md").splitlines()
+    assert len(lines) == 2 + len(methods.names())
+    assert "| 111,524,352 |" in next(line for line in lines if line.startswith("| milan |"))
