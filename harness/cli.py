@@ -52,12 +52,17 @@ def _cluster(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", default="local", help="a name in slurm/, or a TOML file")
 
 
+def _data(parser: argparse.ArgumentParser) -> None:
+    told = "where data sets are kept (default: the profile's data, else data)"
+    parser.add_argument("--data", type=Path, help=told)
+
+
 def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     run = commands.add_parser("run", help="run what a study still lacks")
     _rows(run)
     _store(run)
     _cluster(run)
-    run.add_argument("--data", type=Path, default=Path("data"), help="where data sets are kept")
+    _data(run)
     run.add_argument("--jobs", type=int, help="stages at once on this machine")
     run.add_argument("--retry", action="append", default=[], metavar="KEY")
     run.add_argument("--dry-run", action="store_true", help="say what would run and why")

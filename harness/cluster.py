@@ -122,7 +122,8 @@ class Cluster(Resources):
     slurm_conf: the slurm.conf to use where it is not the system's, relative to the profile.
     setup: lines of the job script before the stage starts (modules, conda, venv). python: the
     interpreter on the nodes, by default the one that submits. environment: variables of the jobs,
-    which inherit only a short list from the submitting shell. data, weights, scratch: folders.
+    which inherit only a short list from the submitting shell. data: where data sets and released
+    weights are kept, where --data does not say (relative to the current folder).
     checkpoint_seconds: time between checkpoints. max_requeues: how often a job may go back to the
     queue. max_submitted: most jobs in the queue at once (0: no limit).
     """
@@ -134,8 +135,6 @@ class Cluster(Resources):
     setup: tuple[str, ...] = ()
     python: str = ""
     data: str = ""
-    weights: str = ""
-    scratch: str = ""
     environment: Mapping[str, str] = field(default_factory=dict)
     resources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     checkpoint_seconds: float = 600.0
@@ -151,6 +150,11 @@ class Cluster(Resources):
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment: {name!r} is not the name of a variable")
+
+    @property
+    def data_root(self) -> Path:
+        """Where data sets are kept on this cluster."""
+        return Path(self.data or "data").expanduser()
 
     def of(self, kind: str) -> Resources:
         """The resources of a stage of this kind. Raises InputError naming the profile's field."""

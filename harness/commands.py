@@ -28,6 +28,7 @@ def run_command(options: argparse.Namespace) -> int:
     """Runs or submits what the study still lacks."""
     plan = asked_plan(options)
     cluster = asked_cluster(options)
+    options.data = options.data or cluster.data_root
     if options.dry_run:
         return dry_run(options, plan, cluster)
     store = Store(options.store).create()

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness.backends import Attempt, Backend, JobState
 from harness.plan import Plan
 from harness.stage import Stage
-from harness.store import Outcome, Store
+from harness.store import Outcome, Store, read_table
 from methods.errors import InputError
 
 State = Literal["done", "failed", "running", "queued", "blocked", "missing"]
@@ -101,9 +101,14 @@ def _why(store: Store, folder: Path, outcome: Outcome | None, retry: bool) -> tu
 
 
 def failures(folder: Path) -> int:
-    """How many attempts at the stage ended in failure (being stopped is none)."""
-    old = sum(1 for _ in (folder / "attempts").glob("*/outcome.json"))
-    return old + (folder / "outcome.json").exists()
+    """How many attempts at the stage failed of themselves.
+
+    Being stopped is no failure, nor is having started before what the stage needs was done.
+    """
+    found = [read_table(path) for path in (folder / "attempts").glob("*/outcome.json")]
+    found.append(read_table(folder / "outcome.json"))
+    failed = [each for each in found if each is not None and each.get("status") == "failed"]
+    return sum((each.get("error") or {}).get("reason") != "needs" for each in failed)
 
 
 def ready(decisions: Mapping[str, Decision]) -> Iterator[Decision]:

@@ -6,35 +6,46 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.backends import JobState
 from harness.drive import Show
-from harness.run import Decision
-from harness.store import Store
+from harness.run import ATTEMPTS, Decision, failures
+from harness.store import Store, read_table
 
-COLUMNS = ("stage", "state", "step", "loss", "images/s", "left", "note")
+COLUMNS = (
+    "stage",
+    "state",
+    "job",
+    "node",
+    "attempt",
+    "step",
+    "loss",
+    "images/s",
+    "left",
+    "note",
+)
 COLOURS = {"done": "green", "failed": "red", "running": "cyan", "blocked": "yellow"}
 
 
-def last_metrics(folder: Path) -> dict[str, Any]:
-    """The last whole line of metrics.jsonl, read from its end; {} where there is none."""
+def recent_metrics(folder: Path) -> list[dict[str, Any]]:
+    """The last lines of metrics.jsonl, the newest at the end, however long the file is."""
     try:
         with (folder / "metrics.jsonl").open("rb") as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - 4096))
             lines = file.read().splitlines()
     except OSError:
-        return {}
-    for line in reversed(lines):
-        try:
-            found = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(found, dict):
-            return found
-    return {}
+        return []
+    found = []
+    for line in lines:  # the first may be cut here, the last by a kill
+        with suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict) and "step" in entry:
+                found.append(entry)
+    return found
 
 
 def row(decision: Decision) -> dict[str, str]:
@@ -48,25 +59,49 @@ def row(decision: Decision) -> dict[str, str]:
         return cells | {"note": f"{shown} in {duration(seconds)}"}
     if decision.state in ("failed", "blocked", "missing", "queued"):
         cells["note"] = decision.why
+    if decision.job is not None:
+        cells |= _job(decision.folder, decision.job)
     if decision.state == "running":
-        cells |= _progress(last_metrics(decision.folder))
+        cells |= _progress(recent_metrics(decision.folder))
     return cells
 
 
-def _progress(metrics: Mapping[str, Any]) -> dict[str, str]:
-    if "step" not in metrics:
+def _job(folder: Path, job: JobState) -> dict[str, str]:
+    """Which job works on the stage, where, and and which try it is."""
+    tries = f"{failures(folder) + 1} of {ATTEMPTS}"
+    # On Slurm the owner's name is `job.restarts@node`.
+    number, _, restarts = _owner(folder).partition("@")[0].partition(".")
+    if number == job.job and restarts not in ("", "0"):
+        tries += f", requeued {restarts}x"
+    return {"job": job.job.partition(".")[0], "node": job.node, "attempt": tries}
+
+
+def _owner(folder: Path) -> str:
+    return str((read_table(folder / "owner.json") or {}).get("job", ""))
+
+
+def _progress(lines: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    if not lines:
         return {"note": "starting"}
-    progress = float(metrics.get("progress", 0.0))
-    speed = float(metrics.get("images_per_second", 0.0))
-    age = time.time() - float(metrics.get("time", time.time()))
-    cells = {"step": f"{metrics['step']} ({progress:.0%})"}
-    if "loss" in metrics:
-        cells["loss"] = f"{metrics['loss']:.4f}"
-    if speed:
+    newest = lines[-1]
+    cells = {"step": f"{newest['step']} ({float(newest.get('progress', 0.0)):.0%})"}
+    if "loss" in newest:
+        cells["loss"] = f"{newest['loss']:.4f}"
+    if speed := float(newest.get("images_per_second", 0.0)):
         cells["images/s"] = f"{speed:.0f}"
-    if "seconds_left" in metrics:
-        cells["left"] = duration(max(0.0, float(metrics["seconds_left"]) - age))
+    if (left := seconds_left(lines, time.time())) is not None:
+        cells["left"] = duration(left)
     return cells
+
+
+def seconds_left(lines: Sequence[Mapping[str, Any]], now: float) -> float | None:
+    """Until progress is 1 at the pace of these lines of metrics.jsonl; None where they are few."""
+    points = [(each["time"], each["progress"]) for each in lines if {"time", "progress"} <= {*each}]
+    if len(points) < 2 or points[-1][1] <= points[0][1]:
+        return None
+    (first, before), (last, after) = points[0], points[-1]
+    pace = (last - first) / (after - before)
+    return max(0.0, float(pace * (1 - after) - (now - last)))
 
 
 def duration(seconds: float) -> str:
@@ -131,7 +166,7 @@ class PlainLines:
 def line(decision: Decision) -> str:
     """One stage in one line, empty cells left out."""
     cells = row(decision)
-    numbers = [f"{name} {cells[name]}" for name in COLUMNS[2:6] if cells[name]]
+    numbers = [f"{name} {cells[name]}" for name in COLUMNS[2:-1] if cells[name]]
     words = [f"{cells['state']:8}", cells["stage"], *numbers, cells["note"]]
     return "  ".join(word for word in words if word)
 

@@ -12,6 +12,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -136,19 +137,41 @@ def run_attempt(place: Path) -> None:
         owned=owner.check if main else _nobody_asks,
         checkpoint_seconds=float(job.get("checkpoint_seconds", 600.0)),
     )
-    started = time.time()
+    with _forwarding(folder, job, main):
+        ending = _work(store, work, owner, job, place.name)
+    if "reason" in ending:
+        print(f"{ending['reason']}: {ending['message']}", flush=True)
+        sys.exit(1)
+
+
+def _work(
+    store: Store, work: Work, owner: Ownership, job: dict[str, Any], attempt: str
+) -> dict[str, Any]:
+    """Runs the task and writes how it ended; does not return where the stage was stopped."""
+    main, started = work.layout.rank == 0, time.time()
     ending = _attempt(store, work, lambda: _run(store, work))
     owner.leave()
     if ending.get("reason") == "stopped":
         again = not main or owner.holds()
-        _leave_stopped(store, folder, place.name, job, str(ending["message"]), main, again)
+        _leave_stopped(store, work.folder, attempt, job, str(ending["message"]), main, again)
     if main:
         owner.check()
         seconds, commit = time.time() - started, str(job.get("commit", ""))
-        store.finish(folder, _outcome(ending, place.name, commit, work, seconds))
-    if "reason" in ending:
-        print(f"{ending['reason']}: {ending['message']}", flush=True)
-        sys.exit(1)
+        store.finish(work.folder, _outcome(ending, attempt, commit, work, seconds))
+    return ending
+
+
+def _forwarding(folder: Path, job: dict[str, Any], main: bool) -> AbstractContextManager[None]:
+    """Live forwarding to an MLflow server that the job's environment names.
+
+    `harness run` itself does that for the stages that it starts on its own machine.
+    """
+    named = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not main or job.get("backend") != "slurm" or not named.startswith(("http://", "https://")):
+        return nullcontext()
+    from harness import tracking
+
+    return tracking.forwarding(folder)
 
 
 def _nobody_asks() -> None:

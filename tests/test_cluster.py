@@ -171,6 +171,13 @@ def test_the_slurm_conf_of_a_profile_lies_beside_it(tmp_path: Path) -> None:
     assert cluster.slurm_conf == str(tmp_path.parent / "etc" / "slurm.conf")
 
 
+def test_the_data_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_cluster(write(tmp_path, "")).data_root == Path("data")
+    assert load_cluster(write(tmp_path, "data = '../sets'")).data_root == Path("../sets")
+    assert load_cluster(write(tmp_path, "data = '~/sets'")).data_root == Path("/home/me/sets")
+
+
 @pytest.mark.parametrize(
     ("batch", "wants", "expected"),
     [

@@ -59,9 +59,7 @@ def test_a_store_may_be_moved(comparison: Path, tmp_path: Path) -> None:
     assert set(states(tmp_path, "--store", moved).values()) == {"done"}
 
 
-def test_the_same_seed_gives_the_same_numbers(
-    comparison: Path, data: Path, tmp_path: Path
-) -> None:
+def test_the_same_seed_gives_the_same_numbers(comparison: Path, data: Path, tmp_path: Path) -> None:
     harness(*MAE, "--data", data, cwd=tmp_path)
     for kind in ("pretrain", "linear"):
         (again,) = (tmp_path / "runs" / kind).glob("mae-*")
@@ -133,7 +131,7 @@ def test_a_killed_stage_is_told_and_resumed(data: Path, tmp_path: Path) -> None:
     assert process.returncode == 1 and "ended without an outcome" in told
     harness(*words, cwd=tmp_path)
     outcome = Store(tmp_path / "runs").outcome(metrics.parent)
-    assert outcome is not None and outcome.done and failures(metrics.parent) == 2
+    assert outcome is not None and outcome.done and failures(metrics.parent) == 1
     steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
     assert steps == sorted(set(steps)) and steps[-1] == 300
 

@@ -54,9 +54,9 @@ class LocalBackend:
                 self.started[name]._process.poll()  # reaps it, else it would look alive
             if job and attempt.get("host") == provenance.host():
                 state = "running" if _alive(job) else "dead"
-                found[name] = JobState(state, job)  # type: ignore[arg-type]
+                found[name] = JobState(state, job, node=provenance.host())  # type: ignore[arg-type]
             elif _fresh(attempt):
-                found[name] = JobState("running", job, f"on {attempt.get('host')}")
+                found[name] = JobState("running", job, node=str(attempt.get("host")))
         return found
 
     def cancel(self, jobs: Iterable[str]) -> None:
