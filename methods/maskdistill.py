@@ -52,6 +52,8 @@ METHOD = Method(
 )
 
 EVALUATIONS = {
+    # No loss reads the class token: recipes probe the mean of the patches then (BEiT v2's rule).
+    "linear": {"pooling": "mean"},
     "finetune": {
         "optimisation.per": None,
         "optimisation.warmup": "table",

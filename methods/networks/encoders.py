@@ -139,10 +139,11 @@ class StudentBeit(Student):
 
     def __init__(self, value: Beit) -> None:
         super().__init__(value)
-        truncated(self.model)
+        self.deviation = value.deviation
+        truncated(self.model, self.deviation)
         scale_by_depth(self.model.blocks)
         for token in (self.model.cls_token, self.mask_token):
-            truncated_normal(token)
+            truncated_normal(token, self.deviation)
 
     def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
         patches = self.hide(self.model.patch_embed(images), mask)
@@ -164,7 +165,7 @@ class StudentBeit(Student):
         )
 
     def initialise(self, module: nn.Module) -> None:
-        truncated(module)
+        truncated(module, self.deviation)
 
 
 def initialised(encoder: Encoder) -> Any:
@@ -201,11 +202,11 @@ def xavier(module: nn.Module) -> None:
             nn.init.zeros_(each.bias)
 
 
-def truncated(module: nn.Module) -> None:
+def truncated(module: nn.Module, deviation: float) -> None:
     """BEiT: truncated-normal matrices and kernels, zero biases, norms 1 and 0."""
     for each in module.modules():
         if isinstance(each, (nn.Linear, nn.Conv2d)):
-            truncated_normal(each.weight)
+            truncated_normal(each.weight, deviation)
             if each.bias is not None:
                 nn.init.zeros_(each.bias)
         elif isinstance(each, nn.LayerNorm):
@@ -213,9 +214,9 @@ def truncated(module: nn.Module) -> None:
             nn.init.zeros_(each.bias)
 
 
-def truncated_normal(weight: Tensor) -> None:
-    """Normal of deviation 0.02 cut at one deviation, so that the rest has 0.0108 (BEiT)."""
-    nn.init.trunc_normal_(weight, std=0.02, a=-0.02, b=0.02)
+def truncated_normal(weight: Tensor, deviation: float = 0.02) -> None:
+    """Normal cut at one deviation (BEiT): of 0.02 there is 0.0108 left."""
+    nn.init.trunc_normal_(weight, std=deviation, a=-deviation, b=deviation)
 
 
 def scale_by_depth(blocks: nn.Module, first: int = 1) -> None:

@@ -108,7 +108,10 @@ class ViT(Encoder):
 
 @dataclass(frozen=True)
 class Beit(Encoder):
-    """BEiT's Vision Transformer: mask tokens, LayerScale, one relative position bias for all."""
+    """BEiT's Vision Transformer: mask tokens, LayerScale, one relative position bias for all.
+
+    `deviation` is that of the initial weights before they are cut at one deviation.
+    """
 
     image: int = 224
     patch: int = 16
@@ -117,9 +120,12 @@ class Beit(Encoder):
     heads: int = 12
     drop_path: float = 0.0
     layer_scale: float | None = 0.1
+    deviation: float = 0.02
 
     def __post_init__(self) -> None:
         _check_sizes(self)
+        if not self.deviation > 0:
+            raise ValueError(f"deviation must be above 0, not {self.deviation}")
 
     @property
     def grid(self) -> tuple[int, int]:
