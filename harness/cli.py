@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     _run(commands)
     _status(commands)
     _stage_commands(commands)
+    _released(commands)
     _report(commands)
     _tracking(commands)
     return top
@@ -46,6 +47,9 @@ def _rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--evals", help="comma-separated: linear,finetune,segmentation,knn")
     parser.add_argument("--seeds", help="comma-separated")
     parser.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
+    parser.add_argument("--schedule", default="", help="one of the methods', such as 1600")
+    told = "a released checkpoint, or sha256:... of an imported one, instead of pretraining"
+    parser.add_argument("--weights", action="append", default=[], metavar="METHOD=FILE", help=told)
 
 
 def _cluster(parser: argparse.ArgumentParser) -> None:
@@ -104,6 +108,21 @@ def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     shown = commands.add_parser("methods", help="the table of methods and their parts")
     shown.add_argument("--scale", default="paper")
     shown.add_argument("--format", choices=("md", "json"), default="md")
+
+
+def _released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    into = commands.add_parser("import", help="a released checkpoint as a finished stage")
+    into.add_argument("file", type=Path, metavar="FILE")
+    into.add_argument("--method", required=True)
+    into.add_argument("--scale", default="paper")
+    into.add_argument("--schedule", default="", help="one of the method's, such as large")
+    into.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="changes")
+    _store(into)
+    out = commands.add_parser("export", help="a finished stage's encoder as one file")
+    out.add_argument("key", metavar="KEY")
+    out.add_argument("--format", choices=("timm", "mmpretrain"), required=True)
+    out.add_argument("--out", type=Path, metavar="FILE", help="default: NAME-FORMAT.safetensors")
+    _store(out)
 
 
 def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -57,6 +57,10 @@ def asked_plan(options: argparse.Namespace) -> Plan:
     study = load_study(options.study)
     if options.methods is not None:
         study = study.only(_words(options.methods))
+    if options.schedule:
+        study = study.with_schedule(options.schedule)
+    for word in options.weights:
+        study = study.with_weights(*_weights(word))
     lists: dict[str, Any] = {}
     if options.evals is not None:
         lists["evals"] = list(_words(options.evals))
@@ -70,6 +74,13 @@ def asked_plan(options: argparse.Namespace) -> Plan:
 
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _weights(word: str) -> tuple[str, str]:
+    method, equals, file = word.partition("=")
+    if not (method and equals and file):
+        raise InputError(f"--weights {word}: expected METHOD=FILE")
+    return method, file
 
 
 def _seed(word: str) -> int:
@@ -301,12 +312,18 @@ def clean_command(options: argparse.Namespace) -> int:
     return 0
 
 
-def methods_command(options: argparse.Namespace) -> int:
-    """Prints the unified table of the methods, from their values."""
-    from harness.overview import overview
+def import_command(options: argparse.Namespace) -> int:
+    """Puts a released checkpoint into the store as a finished pretrain stage."""
+    from harness.released import bring_in
 
-    print(overview(load_scale(options.scale), options.format))
-    return 0
+    return bring_in(options)
+
+
+def export_command(options: argparse.Namespace) -> int:
+    """Writes the encoder of a finished stage as one file for timm or mmpretrain."""
+    from harness.released import take_out
+
+    return take_out(options)
 
 
 def report_command(options: argparse.Namespace) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 import methods
 from harness.stage import EVALUATIONS, Stage, task_class
 from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow
 from methods.errors import InputError
+from methods.pretrain import ImportedEncoder, Pretraining
 from methods.values import by_type, did_you_mean, with_fields
 
 SET_KINDS = ("pretrain", "teacher", "tokenizer", *EVALUATIONS)
@@ -31,6 +33,12 @@ class Row:
         """`milan-s0`, or `milan-pixels-s0` with a variant."""
         words = [self.method, *self.variant.split(), f"s{self.seed}"]
         return "-".join("".join(c for c in word if c.isalnum() or c in "._+") for word in words)
+
+    @property
+    def imported(self) -> bool:
+        """Whether the encoder comes from a released checkpoint."""
+        pretrain = self.stages.get("pretrain")
+        return pretrain is not None and isinstance(pretrain.task, ImportedEncoder)
 
     @property
     def encoder(self) -> Any:
@@ -91,7 +99,7 @@ def _row_record(row: Row) -> dict[str, Any]:
         "encoder": row.encoder.describe(),
         "decoder": row.value.decoder.describe() if row.value else "",
         "target": row.value.describe_target() if row.value else "",
-        "epochs": row.value.optimisation.epochs if row.value else 0,
+        "epochs": row.value.optimisation.epochs if row.value and not row.imported else 0,
         "stages": {kind: stage.key for kind, stage in row.stages.items()},
     }
 
@@ -121,13 +129,17 @@ class _Builder:
         self.frozen: dict[str, Stage] = {}
 
     def row(self, row: StudyRow, seed: int) -> Row:
-        changed = {**self.study.set, **row.set, **self.changes}
         where = f"study {self.study.name}, row {row.method}"
-        pretraining = self.pretraining(row.method, seed, changed, where)
-        method = pretraining.method
-        needs = {role: self.frozen_stage(role, changed, where) for role in method.needs}
+        schedule = schedule_of(row, where)
+        changed = {**schedule, **self.study.set, **row.set, **self.changes}
+        task = self.pretraining(row.method, seed, changed, where)
+        method = task.method
         label = Row(row.method, row.variant, seed, row.set, {}).label
-        pretrain = Stage("pretrain", label, pretraining, needs)
+        if row.weights:
+            pretrain = Stage("pretrain", label, imported_encoder(row, method, where))
+        else:
+            needs = {role: self.frozen_stage(role, changed, where) for role in method.needs}
+            pretrain = Stage("pretrain", label, task, needs)
         stages = {"pretrain": pretrain}
         published = methods.evaluations(row.method)
         for kind in self.study.evals:
@@ -146,14 +158,16 @@ class _Builder:
                 stages[kind] = Stage(kind, label, task)
         return Row(name, "", seed, {}, stages)
 
-    def pretraining(self, name: str, seed: int, changed: Mapping[str, Any], where: str) -> Any:
+    def pretraining(
+        self, name: str, seed: int, changed: Mapping[str, Any], where: str
+    ) -> Pretraining:
         """The method's recipe with the row's parts, then the scale over it, then the row's fields.
 
         The row's changes are made twice: a part that it swaps in has to be scaled like the others,
         and a field that it names wins over the scale.
         """
         own = changes_for("pretrain", changed)
-        task = task_class("pretrain")(method=methods.get(name), data=self.scale.data, seed=seed)
+        task = Pretraining(method=methods.get(name), data=self.scale.data, seed=seed)
         task = self.scaled("pretrain", with_fields(task, own, where))
         task = with_fields(task, own, where)
         try:
@@ -184,9 +198,10 @@ class _Builder:
         return _with_threads(task, self.scale.threads)
 
     def frozen_stage(self, role: str, changed: Mapping[str, Any], where: str) -> Stage:
-        """The teacher or tokenizer that the scale has under the name `role`, with what it needs."""
-        if role in self.frozen:
-            return self.frozen[role]
+        """The teacher or tokenizer that the scale has under the name `role`, with what it needs.
+
+        Rows whose changes make the same of it get the same stage.
+        """
         kind = "tokenizer" if role in self.scale.tokenizers else "teacher"
         known: dict[str, Any] = {**self.scale.teachers, **self.scale.tokenizers}
         if role not in known:
@@ -195,7 +210,34 @@ class _Builder:
         task = _with_threads(known[role], self.scale.threads)
         task = with_fields(task, changes_for(kind, changed), where)
         needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
-        return self.frozen.setdefault(role, Stage(kind, role, task, needs))
+        stage = Stage(kind, role, task, needs)
+        return self.frozen.setdefault(stage.key, stage)
+
+
+def schedule_of(row: StudyRow, where: str) -> Mapping[str, Any]:
+    """The changes that the row's schedule makes; InputError where the method has none such."""
+    known = methods.schedules(row.method)
+    if row.schedule and row.schedule not in known:
+        hint = did_you_mean(row.schedule, known) or " (it has none)"
+        raise InputError(f"{where}: schedule: {row.method} has no {row.schedule!r}{hint}")
+    return known[row.schedule] if row.schedule else {}
+
+
+def imported_encoder(row: StudyRow, method: Any, where: str) -> ImportedEncoder:
+    """The stage's task for the row's released checkpoint, which is known by its content."""
+    from methods.released import digest
+
+    word, _, sha256 = row.weights.partition(":")
+    path = ""
+    if word != "sha256":
+        path = str(Path(row.weights).absolute())
+        try:
+            sha256 = digest(Path(path))
+        except OSError as error:
+            told = f"{where}: weights: {row.weights} cannot be read ({error.strerror})"
+            raise InputError(told) from None
+    statistics = method.augmentation.statistics
+    return ImportedEncoder(method.name, method.encoder, sha256, statistics, path)
 
 
 def _with_threads(task: Any, threads: int) -> Any:

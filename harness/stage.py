@@ -14,11 +14,12 @@ from methods.values import did_you_mean, fingerprint, from_plain, to_plain
 KINDS = {
     "teacher": "methods.teachers:Teacher",
     "tokenizer": "methods.teachers:Tokenizer",
-    "pretrain": "methods.pretrain:Pretraining",
+    "pretrain": "methods.pretrain:EncoderTask",
     "linear": "evals.linear:LinearProbe",
     "finetune": "evals.finetune:FineTuning",
     "segmentation": "evals.segmentation:Segmentation",
     "knn": "evals.knn:NearestNeighbours",
+    "smoke": "harness.smoke:Smoke",
 }
 EVALUATIONS = ("linear", "finetune", "segmentation", "knn")
 

@@ -30,13 +30,21 @@ REFERENCE_EVALS: dict[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class StudyRow:
-    """One row: a method, the name of its variant, and the fields that differ (`set`)."""
+    """One row: a method, the name of its variant, and the fields that differ (`set`).
+
+    `schedule`: one of the method's further published schedules, below `set`. `weights`: a released
+    checkpoint that takes the place of pretraining, a path or the `sha256:...` of an imported one.
+    """
 
     method: str
     variant: str = ""
     set: Mapping[str, Any] = field(default_factory=dict)
+    schedule: str = ""
+    weights: str = ""
 
     def __post_init__(self) -> None:
+        if self.weights and not self.variant:
+            raise ValueError("variant must be given where weights are, e.g. 'released'")
         if any(not (char.isalnum() or char in " .,+-_()=") for char in self.variant):
             raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) =")
 
@@ -74,6 +82,28 @@ class Study:
     def all_rows(self) -> tuple[StudyRow, ...]:
         """The rows without changes first, then the others."""
         return (*(StudyRow(name) for name in self.methods), *self.rows)
+
+    def with_schedule(self, schedule: str) -> Study:
+        """With this further published schedule in every row."""
+        rows = tuple(
+            replace(row, schedule=schedule, variant=row.variant or schedule)
+            for row in self.all_rows()
+        )
+        return replace(self, methods=(), rows=rows)
+
+    def with_weights(self, method: str, weights: str) -> Study:
+        """With the released checkpoint `weights` instead of pretraining in the method's rows."""
+        rows = tuple(
+            replace(row, weights=weights, variant=row.variant or "released")
+            for row in self.all_rows()
+            if row.method == method
+        )
+        if not rows:
+            known = [row.method for row in self.all_rows()]
+            raise InputError(f"--weights: no row is of {method!r}{did_you_mean(method, known)}")
+        rest = tuple(row for row in self.rows if row.method != method)
+        plain = tuple(name for name in self.methods if name != method)
+        return replace(self, methods=plain, rows=(*rest, *rows))
 
     def only(self, names: tuple[str, ...]) -> Study:
         """With the rows of these methods; one that no row has becomes a row without changes."""

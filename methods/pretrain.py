@@ -1,12 +1,15 @@
-"""The pretraining stage: a method, the images it learns from, and a seed."""
+"""The stages that leave an encoder: pretraining by a method, or reading a released file."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import methods
 from methods.data.sets import ImageData
+from methods.errors import StageError
+from methods.parts.encoder import Encoder
 from methods.parts.model import Method
 
 # Makes the parts known that methods bring in their own files, for reading tasks from plain data.
@@ -14,14 +17,20 @@ methods.names()
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
+    from methods.released import Imported
 
 
 @dataclass(frozen=True)
-class Pretraining:
-    """Pretraining by `method`. milestones: fractions of the schedule to keep an encoder at too."""
+class EncoderTask:
+    """Base of the stages that leave encoder.safetensors and encoder.json."""
 
     kind: ClassVar[str] = "pretrain"
     version: ClassVar[int] = 1
+
+
+@dataclass(frozen=True)
+class Pretraining(EncoderTask):
+    """Pretraining by `method`. milestones: fractions of the schedule to keep an encoder at too."""
 
     method: Method
     data: ImageData
@@ -46,3 +55,41 @@ class Pretraining:
         from methods.networks.pretraining import pretrain
 
         return pretrain(self, work)
+
+
+@dataclass(frozen=True)
+class ImportedEncoder(EncoderTask):
+    """The encoder of a released checkpoint of the method `name`; see `methods.released`.
+
+    It is known by its content, `sha256`, and by the encoder that it has to fit, so that it is never
+    taken for a pretraining of ours. `weights`: the file, which is not part of what it is; it may be
+    gone once the stage is done. `statistics`: of the images that the encoder was trained on.
+    """
+
+    threads: ClassVar[int] = 0
+
+    name: str
+    encoder: Encoder
+    sha256: str
+    statistics: str = "imagenet"
+    weights: str = field(default="", compare=False)
+
+    def run(self, work: Work) -> dict[str, float]:
+        """Write encoder.safetensors and encoder.json; how many tensors were read.
+
+        Raises StageError("weights") where the file is missing, another, or does not fit.
+        """
+        if work.layout.rank:
+            return {}
+        return {"tensors": float(self.read(work.folder).loaded)}
+
+    def read(self, folder: Path | None = None) -> Imported:
+        """Check the file, and write the encoder into `folder` if there is one. As `run` raises."""
+        from methods.released import digest, import_encoder
+
+        path = Path(self.weights)
+        if not self.weights or not path.is_file():
+            raise StageError("weights", f"{self.weights or self.sha256}: no such file")
+        if digest(path) != self.sha256:
+            raise StageError("weights", f"{path}: its SHA-256 is no longer {self.sha256[:8]}...")
+        return import_encoder(path, self.encoder, self.statistics, folder)

@@ -55,7 +55,8 @@ def to_plain(value: Any, sparse: bool = False, declared: Any = Any) -> Any:
     """Nested dicts, lists and scalars that `from_plain` reads back.
 
     A value whose class is not exactly the `declared` one says its class in "type". With `sparse`,
-    fields at their default are left out, so a new field with a default changes no fingerprint.
+    fields at their default are left out, so a new field with a default changes no fingerprint, and
+    so are fields declared with `compare=False`, such as where a file of known content lies.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
@@ -63,7 +64,7 @@ def to_plain(value: Any, sparse: bool = False, declared: Any = Any) -> Any:
         plain: dict[str, Any] = {} if exact else {"type": cls.__name__}
         for name, field in _fields(cls).items():
             item = getattr(value, name)
-            if not (sparse and item == _default(field)):
+            if not (sparse and (item == _default(field) or not field.compare)):
                 plain[name] = to_plain(item, sparse, _hints(cls)[name])
         return plain
     if isinstance(value, Mapping):

@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,13 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
 from methods.errors import StageError
 from methods.networks.export import write_encoder
 from methods.parts.encoder import Beit, Encoder, ViT
-from methods.parts.model import Method
+from methods.released import Imported
 from methods.teachers.archive import read_weights
 
 State = dict[str, Tensor]
@@ -40,28 +42,54 @@ BESIDES = re.compile(
 )
 
 
-def import_encoder(path: Path, method: Method, folder: Path) -> Encoder:
+def import_encoder(path: Path, encoder: Encoder, statistics: str, folder: Path | None) -> Imported:
     """See `methods.released.import_encoder`."""
     with torch.serialization.safe_globals([argparse.Namespace]):  # official files keep their flags
-        state = timm_names(read_weights(path))
-    if isinstance(method.encoder, Beit):
-        state = with_shared_table(state, path)
-    else:
-        state = with_fused_bias(state)
-    encoder = sized(method.encoder, state, path)
-    _check_fit(state, encoder, path)
-    write_encoder(state, encoder, method.augmentation.statistics, folder)
-    return encoder
+        raw = read_weights(path)
+    names = timm_names(raw)
+    state = {name: raw[theirs] for name, theirs in names.items()}
+    beit = isinstance(encoder, Beit)
+    state = with_shared_table(state, path) if beit else with_fused_bias(state)
+    found = sized(encoder, state, path)
+    _check_fit(state, found, path)
+    _check_sizes(found, encoder, path)
+    if found != encoder:
+        state = interpolated(state, encoder)
+    if folder is not None:
+        write_encoder(state, encoder, statistics, folder)
+    left_out = tuple(sorted(raw.keys() - set(names.values())))
+    return Imported(len(state), left_out, int(getattr(found, "image", 0)))
 
 
-def timm_names(state: State) -> State:
-    """The encoder's tensors of an official, mmpretrain or timm state, under timm's names."""
+def _check_sizes(found: Encoder, encoder: Encoder, path: Path) -> None:
+    """Raise StageError("weights") where `found` is not `encoder`, sizes of images aside."""
+    assert isinstance(encoder, (ViT, Beit))
+    if replace(encoder, image=found.image) != found:  # type: ignore[attr-defined]
+        theirs, ours = found.describe(), encoder.describe()
+        raise StageError("weights", f"{path}: holds a {theirs}, where a {ours} is asked for")
+
+
+def interpolated(state: State, encoder: Encoder) -> State:
+    """With the position table of another size of image made one for the encoder's grid."""
+    if isinstance(encoder, Beit):
+        side = 2 * encoder.grid[0] - 1
+        table = resize_rel_pos_bias_table(
+            state[TABLE].float(), encoder.grid, (side * side + 3, state[TABLE].shape[1])
+        )
+        return {**state, TABLE: table}
+    positions = resample_abs_pos_embed(state["pos_embed"].float(), list(encoder.grid))
+    return {**state, "pos_embed": positions}
+
+
+def timm_names(names: Iterable[str]) -> dict[str, str]:
+    """timm's name of each of the encoder's tensors, to the official, mmpretrain's or timm's one."""
+    ours = {name: name for name in names}
     for prefix in ("module.", "backbone.", "encoder."):
-        inside = {n.removeprefix(prefix): i for n, i in state.items() if n.startswith(prefix)}
-        state = inside or state
-    if any(name.startswith("layers.") for name in state):
-        state = {_from_mmpretrain(name): item for name, item in state.items()}
-    return {name: item for name, item in state.items() if not BESIDES.match(name)}
+        inside = {n.removeprefix(prefix): i for n, i in ours.items() if n.startswith(prefix)}
+        ours = inside or ours
+    if any(name.startswith("layers.") for name in ours):
+        ours = {_from_mmpretrain(name): theirs for name, theirs in ours.items()}
+    return {name: theirs for name, theirs in ours.items() if not BESIDES.match(name)}
 
 
 def _from_mmpretrain(name: str) -> str:
@@ -137,14 +165,19 @@ def _check_fit(state: State, encoder: Encoder, path: Path) -> None:
     name, arguments = encoder.timm()
     with torch.device("meta"):
         expected: State = timm.create_model(name, **arguments).state_dict()
-    wrong = sorted(
-        each
-        for each in expected.keys() | state.keys()
-        if each not in state or each not in expected or state[each].shape != expected[each].shape
-    )
-    if wrong:
-        shown = ", ".join(wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        raise StageError("weights", f"{path}: {len(wrong)} tensors do not fit: {shown}")
+    shared = expected.keys() & state.keys()
+    wrong = {
+        "missing": expected.keys() - state.keys(),
+        "unexpected": state.keys() - expected.keys(),
+        "of another shape": {n for n in shared if state[n].shape != expected[n].shape},
+    }
+    told = [f"{len(each)} {what}: {_some(each)}" for what, each in wrong.items() if each]
+    if told:
+        raise StageError("weights", f"{path}: tensors do not fit: {'; '.join(told)}")
+
+
+def _some(names: Collection[str]) -> str:
+    return ", ".join(sorted(names)[:5]) + (", ..." if len(names) > 5 else "")
 
 
 def export_encoder(folder: Path, path: Path, format: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -63,8 +64,8 @@ def test_official_checkpoints_come_in(name: str, frozen: dict[str, Any], tmp_pat
     network, state = official(name, frozen)
     path = tmp_path / "official.pth"
     torch.save({"model": state, "args": argparse.Namespace(lr=1.0), "epoch": 3}, path)
-    encoder = import_encoder(path, tiny(name), tmp_path / "in")
-    assert encoder == network.method.encoder
+    found = import_encoder(path, tiny(name).encoder, "imagenet", tmp_path / "in")
+    assert found.image == 48 and found.loaded > 30 and len(found.left_out) > 1
     about = json.loads((tmp_path / "in" / "encoder.json").read_text())
     model = timm.create_model(about["model"], **about["arguments"])
     model.load_state_dict(load_file(tmp_path / "in" / "encoder.safetensors"), strict=True)
@@ -83,7 +84,7 @@ def test_out_and_in_again(
     export(student, method.encoder, "imagenet", tmp_path / "a")
     path = tmp_path / f"out.{suffix}"
     export_encoder(tmp_path / "a", path, format)
-    import_encoder(path, method, tmp_path / "b")
+    import_encoder(path, method.encoder, "imagenet", tmp_path / "b")
     before, after = (load_file(tmp_path / each / "encoder.safetensors") for each in "ab")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[each], after[each]) for each in before)
@@ -115,22 +116,51 @@ def test_tables_of_single_blocks_come_in_where_they_are_equal(
     table = state.pop("rel_pos_bias.relative_position_bias_table")
     own = {f"blocks.{i}.attn.relative_position_bias_table": table.clone() for i in range(3)}
     torch.save(state | own, tmp_path / "a.pth")
-    assert isinstance(import_encoder(tmp_path / "a.pth", network.method, tmp_path), Beit)
+    encoder = network.method.encoder
+    assert isinstance(encoder, Beit)
+    import_encoder(tmp_path / "a.pth", encoder, "imagenet", tmp_path)
     own["blocks.1.attn.relative_position_bias_table"] += 1
     torch.save(state | own, tmp_path / "b.pth")
     with pytest.raises(StageError, match="fine-tuned"):
-        import_encoder(tmp_path / "b.pth", network.method, tmp_path)
+        import_encoder(tmp_path / "b.pth", encoder, "imagenet", tmp_path)
 
 
 def test_what_does_not_fit_is_named(frozen: dict[str, Any], tmp_path: Path) -> None:
     network, state = official("mae", frozen)
     del state["norm.weight"]
     torch.save(state, tmp_path / "a.pth")
-    with pytest.raises(StageError, match=r"1 tensors do not fit: norm\.weight") as error:
-        import_encoder(tmp_path / "a.pth", network.method, tmp_path)
+    encoder = network.method.encoder
+    with pytest.raises(StageError, match=r"do not fit: 1 missing: norm\.weight") as error:
+        import_encoder(tmp_path / "a.pth", encoder, "imagenet", tmp_path)
     assert error.value.reason == "weights"
     torch.save({"model": {"x": torch.zeros(1)}}, tmp_path / "b.pth")
     with pytest.raises(StageError, match="no ViT"):
-        import_encoder(tmp_path / "b.pth", network.method, tmp_path)
+        import_encoder(tmp_path / "b.pth", encoder, "imagenet", tmp_path)
     with pytest.raises(StageError, match="no encoder"):
         export_encoder(tmp_path / "nowhere", tmp_path / "x.pth", "timm")
+
+
+@pytest.mark.parametrize("name", ["milan", "beitv2"])
+def test_positions_are_interpolated(name: str, frozen: dict[str, Any], tmp_path: Path) -> None:
+    network, state = official(name, frozen)
+    if name == "milan":  # what does not depend on the place must not after interpolation either
+        state["pos_embed"] = state["pos_embed"][:, :1].expand_as(state["pos_embed"]) + 1.0
+    torch.save({"model": state}, tmp_path / "a.pth")
+    encoder = dataclasses.replace(network.method.encoder, image=64)
+    found = import_encoder(tmp_path / "a.pth", encoder, "imagenet", tmp_path)
+    assert found.image == 48
+    about = json.loads((tmp_path / "encoder.json").read_text())
+    model = timm.create_model(about["model"], **about["arguments"])
+    weights = load_file(tmp_path / "encoder.safetensors")
+    model.load_state_dict(weights, strict=True)
+    assert model(torch.zeros(1, 3, 64, 64)).isfinite().all()
+    if name == "milan":
+        torch.testing.assert_close(weights["pos_embed"], torch.ones(1, 65, 32))
+
+
+def test_another_size_is_refused(frozen: dict[str, Any], tmp_path: Path) -> None:
+    network, state = official("mae", frozen)
+    torch.save({"model": state}, tmp_path / "a.pth")
+    encoder = dataclasses.replace(network.method.encoder, depth=4)
+    with pytest.raises(StageError, match="holds a ViT-3x32/8, where a ViT-4x32/8 is asked for"):
+        import_encoder(tmp_path / "a.pth", encoder, "imagenet", None)
