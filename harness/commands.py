@@ -312,6 +312,14 @@ def clean_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def methods_command(options: argparse.Namespace) -> int:
+    """Prints the unified table of the methods, from their values."""
+    from harness.overview import overview
+
+    print(overview(load_scale(options.scale), options.format))
+    return 0
+
+
 def import_command(options: argparse.Namespace) -> int:
     """Puts a released checkpoint into the store as a finished pretrain stage."""
     from harness.released import bring_in
