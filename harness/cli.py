@@ -25,6 +25,7 @@ def parser() -> argparse.ArgumentParser:
     _run(commands)
     _status(commands)
     _stage_commands(commands)
+    _doctor(commands)
     _released(commands)
     _report(commands)
     _tracking(commands)
@@ -108,6 +109,16 @@ def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     shown = commands.add_parser("methods", help="the table of methods and their parts")
     shown.add_argument("--scale", default="paper")
     shown.add_argument("--format", choices=("md", "json"), default="md")
+
+
+def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    doctor = commands.add_parser("doctor", help="whether stages could run here, and what is amiss")
+    doctor.add_argument("--scale", default="mini", help="whose data sets and weights to look for")
+    _store(doctor)
+    _cluster(doctor)
+    _data(doctor)
+    doctor.add_argument("--smoke", action="store_true", help="run one short job in the profile")
+    doctor.add_argument("--wait", type=float, default=900.0, metavar="SECONDS", help="for that job")
 
 
 def _released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

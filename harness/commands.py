@@ -312,6 +312,13 @@ def clean_command(options: argparse.Namespace) -> int:
     return 0
 
 
+def doctor_command(options: argparse.Namespace) -> int:
+    """Checks what stages need of this machine or cluster."""
+    from harness.doctor import run
+
+    return run(options, load_cluster(options.cluster), backend_of)
+
+
 def methods_command(options: argparse.Namespace) -> int:
     """Prints the unified table of the methods, from their values."""
     from harness.overview import overview

@@ -104,6 +104,11 @@ class SlurmBackend:
             with contextlib.suppress(BackendRefused):  # a job that has just ended
                 self._call("scancel", *wanted)
 
+    def partitions(self) -> list[tuple[str, str]]:
+        """Each partition and its nodes, as `2 nodes of 8 CPUs, gpu:4, idle`."""
+        listing = self._call("sinfo", "-h", "-o", "%R|%D nodes of %c CPUs, %G, %T")
+        return [(name, told) for name, _, told in (x.partition("|") for x in listing.splitlines())]
+
     def script(self, attempt: Attempt) -> str:
         """The exact text that submit() hands to sbatch; needs no cluster."""
         executor = self._executor(attempt)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -33,6 +35,12 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
         assert time.monotonic() < deadline, f"{what}: not within {seconds:.0f} s"
         time.sleep(0.2)
     return found
+
+
+def command(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    """`harness WORDS...` in a process of its own."""
+    line = [sys.executable, "-m", "harness.cli", *map(str, words)]
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=900)
 
 
 def code_with_test_stages(folder: Path) -> Path:
