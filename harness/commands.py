@@ -149,7 +149,7 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
     decisions = decide(store, plan, known_jobs(store, plan, backend_of(cluster)), retry)
     for decision in decisions.values():
         verb = "run" if decision.submit else decision.state
-        print(f"{verb:8}{decision.stage.path:48}{decision.why}")
+        print(f"{verb:8}{decision.stage.path:47} {decision.why}")
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
     if cluster.backend == "slurm":

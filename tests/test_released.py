@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import timm
@@ -73,7 +74,8 @@ def loaded_elsewhere(folder: Path, state: State, place: Path) -> None:
     assert isinstance(call, ast.Call)
     given = {each.arg: ast.literal_eval(each.value) for each in call.keywords if each.arg}
     assert given.pop("checkpoint_path") == "out.pth"
-    models = [timm.create_model(ast.literal_eval(call.args[0]), **given).eval() for _ in "ab"]
+    name = ast.literal_eval(call.args[0])
+    models: list[Any] = [timm.create_model(name, **given).eval() for _ in "ab"]
     models[0].load_state_dict(state, strict=True)
     models[1].load_state_dict(torch.load(place / "out.pth")["state_dict"], strict=True)
     images = torch.rand(2, 3, 48, 48)
