@@ -125,7 +125,8 @@ class Cluster(Resources):
     which inherit only a short list from the submitting shell. data: where data sets and released
     weights are kept, where --data does not say (relative to the current folder).
     checkpoint_seconds: time between checkpoints. max_requeues: how often a job may go back to the
-    queue. max_submitted: most jobs in the queue at once (0: no limit).
+    queue. max_submitted: most jobs in the queue at once (0: no limit). heal: how often in a row a
+    small job, when all others have ended, may submit what is missing then (0: never).
     """
 
     backend: Literal["local", "slurm"] = "local"
@@ -140,11 +141,15 @@ class Cluster(Resources):
     checkpoint_seconds: float = 600.0
     max_requeues: int = 50
     max_submitted: int = 0
+    heal: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.jobs < 1 or self.max_requeues < 0 or self.max_submitted < 0:
-            raise ValueError("jobs must be at least 1, max_requeues and max_submitted at least 0")
+        if self.jobs < 1:
+            raise ValueError(f"jobs must be at least 1, not {self.jobs}")
+        for name in ("max_requeues", "max_submitted", "heal"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
         if self.checkpoint_seconds <= 0:
             raise ValueError(f"checkpoint_seconds must be above 0: {self.checkpoint_seconds}")
         for name in self.environment:
@@ -180,12 +185,17 @@ class Cluster(Resources):
         }
 
 
+def profile_path(word: str) -> Path:
+    """The file of the profile that `word` names: a path, or the name of one in slurm/."""
+    return Path(word) if word.endswith(".toml") or "/" in word else PROFILES / f"{word}.toml"
+
+
 def load_cluster(word: str) -> Cluster:
     """The profile slurm/<word>.toml, or the one at the path `word`.
 
     Raises InputError where there is none or a field is wrong, naming file and field.
     """
-    path = Path(word) if word.endswith(".toml") or "/" in word else PROFILES / f"{word}.toml"
+    path = profile_path(word)
     if not path.is_file():
         known = [each.stem for each in PROFILES.glob("*.toml")]
         raise InputError(f"--cluster {word}: no such profile{did_you_mean(word, known)}")

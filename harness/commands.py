@@ -194,17 +194,22 @@ def _submit(
     retry: set[str],
     job: Callable[[str], dict[str, Any]],
 ) -> int:
+    from harness import heal
+    from harness.backends.slurm import SlurmBackend
     from harness.submit import submit_plan
 
     prepare_data(plan, options.data)
-    backend = backend_of(cluster)
+    backend = SlurmBackend(cluster)
     said, code = provenance_of(store)
     try:
         decisions, count = submit_plan(store, plan, backend, job, said, retry, code)
+        healer = heal.arrange(options, plan, store, backend, code) if cluster.heal else ""
     except (BackendUnavailable, BackendRefused) as error:
         raise StageError("stopped", f"{cluster.name}: {error}") from None
     done = sum(each.state == "done" for each in decisions.values())
     print(f"{count} jobs submitted to {cluster.name}; {done} of {len(decisions)} stages are done")
+    if healer:
+        print(f"healing job {healer} follows them")
     if options.watch:
         return watch(store, plan, backend)
     return told(store, decisions)
@@ -265,6 +270,10 @@ def cancel_command(options: argparse.Namespace) -> int:
     """Stops stages of the study, or the ones named."""
     plan = asked_plan(options)
     store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
+    if backend.name == "slurm":
+        from harness.heal import call_off
+
+        call_off(plan, store, backend)
     live = live_jobs(store, plan, backend)
     wanted = retry_keys(store, plan, options.keys) if options.keys else set(live)
     jobs = [state.job for key, state in live.items() if key in wanted]

@@ -113,6 +113,7 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("[sbatch]\noutput = 'x'", "sbatch.output is taken: logs belong into the stage's folder"),
         ("[sbatch]\nno_requeue = true", "sbatch.no_requeue is taken: use max_requeues = 0"),
         ("[environment]\n'A B' = 'x'", "'A B' is not the name of a variable"),
+        ("heal = -1", "heal must be 0 or more, not -1"),
         ("nodes = = 2", "not valid TOML"),
     ],
 )

@@ -13,6 +13,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.backends import Attempt, BackendRefused, BackendUnavailable, JobState
@@ -76,6 +77,32 @@ class SlurmBackend:
                 raise _failure(str(error)) from None
         self._in_queue = (self._in_queue or 0) + 1
         return str(job.job_id)
+
+    def submit_command(
+        self, comment: str, name: str, command: list[str], after: list[str], logs: Path, code: Path
+    ) -> str:
+        """A job of one core for `command`, in this folder, when the jobs `after` have ended.
+
+        Returns its id. Raises BackendUnavailable or BackendRefused.
+        """
+        mine = ("partition", "account", "qos", "constraint", "reservation")
+        asked = {
+            **{each: getattr(self.cluster, each) for each in mine if getattr(self.cluster, each)},
+            "job-name": name,
+            "comment": comment,
+            "dependency": "afterany:" + ":".join(after),
+            "nodes": 1,
+            "ntasks": 1,
+            "mem": "4G",
+            "time": 30,
+            "export": ",".join(INHERITED),
+            "chdir": Path.cwd(),
+            "output": logs / "%j.out",
+        }
+        lines = [f"#SBATCH --{key}={shlex.quote(str(text))}" for key, text in asked.items()]
+        setup = self._setup(Attempt(comment, logs, name, name, code=code))
+        script = "\n".join(["#!/bin/bash", *lines, *setup, shlex.join(command), ""])
+        return self._call("sbatch", "--parsable", text=script).strip().partition(";")[0]
 
     def query(self, attempts: Iterable[Mapping[str, object]]) -> dict[str, JobState]:
         """The state of the attempts that Slurm knows, from one call of squeue.
