@@ -37,10 +37,10 @@ def until(condition: Callable[[], Any], what: str, seconds: float = PATIENCE) ->
     return found
 
 
-def command(*words: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+def command(*words: object, cwd: Path, seconds: float = 900.0) -> subprocess.CompletedProcess[str]:
     """`harness WORDS...` in a process of its own."""
     line = [sys.executable, "-m", "harness.cli", *map(str, words)]
-    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=900)
+    return subprocess.run(line, cwd=cwd, capture_output=True, text=True, timeout=seconds)
 
 
 def code_with_test_stages(folder: Path) -> Path:

@@ -1,16 +1,17 @@
 """A comparison through the command line: Slurm gives the numbers of this machine's own run.
 
-make test-long        or: python -m pytest -m long tests/slurm/test_comparison_on_slurm.py
+python -m pytest -m long tests/slurm/test_comparison_on_slurm.py -k tiny     (minutes)
+python -m pytest -m long tests/slurm/test_comparison_on_slurm.py -k mini     (an hour)
+
+`make test-long` runs both, and everything else that takes long.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from cluster import Cluster
-from lab import until
+from lab import command, until
 
 pytestmark = pytest.mark.long
 METRICS = ("top1", "top5", "mIoU", "zero_shot", "loss")
@@ -27,20 +28,33 @@ def outcomes(store: Path) -> dict[str, dict[str, float]]:
     return found
 
 
+def compare(
+    cluster: Cluster, scale: str, expected: Path, data: Path, folder: Path, seconds: float
+) -> None:
+    """Runs the comparison on the cluster, in `folder`; its numbers are those in `expected`."""
+    profile = folder / "profile.toml"
+    profile.write_text(
+        'backend = "slurm"\npartition = "preemptible"\ntime = "4:00:00"\ncpus = 4\n'
+        f'slurm_conf = "{cluster.configuration}"\n'
+    )
+    sent = command("run", "--scale", scale, "--cluster", profile, "--data", data, cwd=folder)
+    assert sent.returncode == 0, sent.stderr
+    wanted, store = outcomes(expected), folder / "runs"
+    until(lambda: outcomes(store).keys() == wanted.keys(), "all stages done", seconds)
+    for stage, metrics in outcomes(store).items():
+        assert metrics == pytest.approx(wanted[stage], rel=1e-5), stage
+
+
 def test_the_tiny_comparison_on_slurm(
     slurm_cluster: Cluster, comparison: Path, data: Path, tmp_path: Path
 ) -> None:
-    profile = tmp_path / "profile.toml"
-    profile.write_text(
-        'backend = "slurm"\npartition = "preemptible"\ntime = "2:00:00"\ncpus = 4\n'
-        f'slurm_conf = "{slurm_cluster.configuration}"\n'
-    )
-    words = ["run", "--scale", "tiny", "--cluster", str(profile), "--data", str(data)]
-    command = [sys.executable, "-m", "harness.cli", *words]
-    sent = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
-    assert sent.returncode == 0, sent.stderr
-    expected = outcomes(comparison / "runs")
-    store = tmp_path / "runs"
-    until(lambda: outcomes(store).keys() == expected.keys(), "all stages done", seconds=1800)
-    for stage, metrics in outcomes(store).items():
-        assert metrics == pytest.approx(expected[stage], rel=1e-5), stage
+    compare(slurm_cluster, "tiny", comparison / "runs", data, tmp_path, seconds=1800)
+
+
+def test_the_mini_comparison_on_slurm(slurm_cluster: Cluster, data: Path, tmp_path: Path) -> None:
+    alone, there = tmp_path / "alone", tmp_path / "there"
+    alone.mkdir()
+    there.mkdir()
+    done = command("run", "--scale", "mini", "--data", data, cwd=alone, seconds=7200)
+    assert done.returncode == 0, done.stderr
+    compare(slurm_cluster, "mini", alone / "runs", data, there, seconds=7200)
