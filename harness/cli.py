@@ -162,7 +162,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0 done or submitted, 1 a stage failed, 2 bad input, 130 interrupted.
     """
-    options = parser().parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    options = parser().parse_args(words)
+    options.words = words
     from harness import commands
 
     handler = getattr(commands, f"{options.command}_command")

@@ -17,11 +17,14 @@ from harness.drive import LocalRun
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import Decision, decide, live_jobs, retry_keys
 from harness.snapshot import snapshot
-from harness.store import Store
+from harness.store import Store, read_table
 from harness.study import Study, load_scale, load_study, plan_name
 from harness.view import line, log_of, table, watching
 from methods.errors import InputError, StageError
 from methods.values import from_plain, to_plain
+
+# Options that say themselves which rows are meant.
+NARROWING = ("methods", "evals", "seeds", "changes", "schedule", "weights")
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -34,7 +37,8 @@ def run_command(options: argparse.Namespace) -> int:
     store = Store(options.store).create()
     retry = retry_keys(store, plan, options.retry)
     job = _jobs(options, cluster)
-    store.write_plan(plan_name(plan.study, plan.scale.name), _plan_record(plan))
+    record = {**plan.records(), "command": ["harness", *options.words]}
+    store.write_plan(plan_name(plan.study, plan.scale.name), record)
     if cluster.backend == "slurm":
         return _submit(options, plan, cluster, store, retry, job)
     backend = LocalBackend()
@@ -72,6 +76,19 @@ def asked_plan(options: argparse.Namespace) -> Plan:
     return make_plan(study, scale, parse_changes(options.changes))
 
 
+def shown_plan(options: argparse.Namespace) -> Plan:
+    """The plan that was last run under this study's name, unless the command line narrows it."""
+    study = load_study(options.study)
+    name = plan_name(study, options.scale or study.scale)
+    record = read_table(options.store / "studies" / f"{name}.json") or {}
+    words = record.get("command", [])
+    if any(getattr(options, each) for each in NARROWING) or words[:2] != ["harness", "run"]:
+        return asked_plan(options)
+    from harness.cli import parser
+
+    return asked_plan(parser().parse_args(words[1:]))
+
+
 def _words(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
@@ -87,10 +104,6 @@ def _seed(word: str) -> int:
     if not word.isdecimal():
         raise InputError(f"--seeds: {word!r} is not a whole number")
     return int(word)
-
-
-def _plan_record(plan: Plan) -> dict[str, Any]:
-    return {**plan.records(), "command": ["harness", *sys.argv[1:]]}
 
 
 def provenance_of(store: Store) -> tuple[dict[str, Any], Path]:
@@ -230,7 +243,7 @@ def watch(store: Store, plan: Plan, backend: Backend) -> int:
 
 def status_command(options: argparse.Namespace) -> int:
     """Shows every stage; for a failed one the reason and where its log is."""
-    plan = asked_plan(options)
+    plan = shown_plan(options)
     store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
     if options.watch:
         return watch(store, plan, backend)
@@ -268,7 +281,7 @@ def why_command(options: argparse.Namespace) -> int:
 
 def cancel_command(options: argparse.Namespace) -> int:
     """Stops stages of the study, or the ones named."""
-    plan = asked_plan(options)
+    plan = shown_plan(options)
     store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
     if backend.name == "slurm":
         from harness.heal import call_off
