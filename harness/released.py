@@ -58,6 +58,8 @@ def _finished(store: Store, plan: Plan) -> Path:
         if decision.state == "done":
             print("it is in the store already")
             return decision.folder
+        # An attempt that failed may have left the name of a place where the file no longer is.
+        (decision.folder / "stage.json").unlink(missing_ok=True)
         about = about_stage(plan, stage, provenance_of(store)[0])
         attempt = open_attempt(store, decision, about, {"backend": "local"})
     run_attempt(attempt.folder / "attempts" / attempt.id)

@@ -1,27 +1,14 @@
-"""What several test files share: the command line as a user calls it, and one tiny comparison."""
+"""What several test files share: a data root, and one tiny comparison."""
 
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from command_line import harness
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-
-def harness(*words: object, cwd: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
-    """`harness WORDS...` in a process of its own."""
-    command = [sys.executable, "-m", "harness.cli", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=900)
-    if check and done.returncode:
-        raise AssertionError(f"{command} left with {done.returncode}\n{done.stdout}{done.stderr}")
-    return done
 
 
 @pytest.fixture(scope="session")

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import harness
+from command_line import harness
 
 from harness.run import failures
 from harness.store import Store

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 import pytest
-from conftest import harness
+from command_line import harness
 
 from harness import doctor
 from harness.cluster import load_cluster

@@ -164,3 +164,20 @@ def test_another_size_is_refused(frozen: dict[str, Any], tmp_path: Path) -> None
     encoder = dataclasses.replace(network.method.encoder, depth=4)
     with pytest.raises(StageError, match="holds a ViT-3x32/8, where a ViT-4x32/8 is asked for"):
         import_encoder(tmp_path / "a.pth", encoder, "imagenet", None)
+
+
+@pytest.mark.parametrize("name", ["milan", "beitv2"])
+@pytest.mark.parametrize("suffix", ["pth", "safetensors"])
+def test_plain_timm_takes_the_export(
+    name: str, suffix: str, frozen: dict[str, Any], tmp_path: Path
+) -> None:
+    network, _ = official(name, frozen)
+    encoder, model = network.method.encoder, network.pretrainer.encoder.model
+    export(network.pretrainer.encoder, encoder, "imagenet", tmp_path)
+    export_encoder(tmp_path, tmp_path / f"out.{suffix}", "timm")
+    kind, arguments = encoder.timm()
+    path = str(tmp_path / f"out.{suffix}")
+    loaded: Any = timm.create_model(kind, **arguments, checkpoint_path=path)
+    images = torch.rand(2, 3, 48, 48)
+    features = [each.eval().forward_features(images) for each in (model, loaded)]
+    torch.testing.assert_close(features[1], features[0], rtol=0, atol=0)
