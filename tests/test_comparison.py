@@ -83,8 +83,6 @@ def test_a_failed_stage_blocks_only_what_needs_it(data: Path, tmp_path: Path) ->
     found = states(tmp_path, *words[2:], *bad)
     assert found["teacher/clip"] == "missing" and found["pretrain/mae-s0"] == "done"
     assert found["linear/mae-s0"] == found["linear/random-s0"] == "done"
-    why = harness("why", Store(tmp_path / "runs").match("clip-").name, cwd=tmp_path, check=False)
-    assert why.returncode == 2  # a name that is not the whole name and no prefix of a key
     (teacher,) = (tmp_path / "runs/teacher").iterdir()
     told = harness("why", teacher.name, cwd=tmp_path).stdout
     assert "failed: teacher:" in told and "what to do: " in told
