@@ -24,7 +24,7 @@ ADVICE = {
 
 def explain(store: Store, folder: Path) -> str:
     """A few lines for `harness why KEY`."""
-    outcome, log = store.outcome(folder), log_of(store, folder)
+    outcome, log = store.outcome(folder), log_of(folder)
     told = [f"{folder.parent.name}/{folder.name}"]
     if outcome is None:
         told.append(_unfinished(store, folder))

@@ -53,7 +53,7 @@ def run_command(options: argparse.Namespace) -> int:
     running = LocalRun(store, plan, backend, jobs, job, *provenance_of(store), retry)
     with mirrored(store, plan), watching() as show:
         decisions = running.until_settled(show)
-    return told(store, decisions)
+    return told(decisions)
 
 
 def asked_plan(options: argparse.Namespace) -> Plan:
@@ -144,12 +144,12 @@ def mirrored(store: Store, plan: Plan) -> Iterator[None]:
         yield
 
 
-def told(store: Store, decisions: Mapping[str, Decision]) -> int:
+def told(decisions: Mapping[str, Decision]) -> int:
     """Says why stages failed and where their logs are; the exit code."""
     failed = [each for each in decisions.values() if each.state == "failed"]
     for decision in failed:
         print(f"failed: {decision.stage.path}: {decision.why}", file=sys.stderr)
-        log = log_of(store, decision.folder)
+        log = log_of(decision.folder)
         if log is not None:
             print(f"        log: {log}", file=sys.stderr)
     return 1 if any(each.state in ("failed", "blocked") for each in decisions.values()) else 0
@@ -225,7 +225,7 @@ def _submit(
         print(f"healing job {healer} follows them")
     if options.watch:
         return watch(store, plan, backend)
-    return told(store, decisions)
+    return told(decisions)
 
 
 def watch(store: Store, plan: Plan, backend: Backend) -> int:
@@ -237,7 +237,7 @@ def watch(store: Store, plan: Plan, backend: Backend) -> int:
             decisions = decide(store, plan, live_jobs(store, plan, backend))
             show(decisions)
             if not any(each.state in ("running", "queued") for each in decisions.values()):
-                return told(store, decisions)
+                return told(decisions)
             time.sleep(2.0)
 
 
@@ -254,7 +254,7 @@ def status_command(options: argparse.Namespace) -> int:
         Console().print(table(decisions))
     else:
         print("\n".join(line(decision) for decision in decisions.values()))
-    told(store, decisions)
+    told(decisions)
     return 0
 
 
@@ -262,7 +262,7 @@ def logs_command(options: argparse.Namespace) -> int:
     """Prints the newest log of a stage."""
     store = Store(options.store)
     folder = store.match(options.key)
-    log = log_of(store, folder)
+    log = log_of(folder)
     if log is None:
         raise InputError(f"{folder}: no attempt has written a log yet")
     print(f"# {log}")

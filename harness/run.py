@@ -73,7 +73,7 @@ def _decide(
     stopper = _stopped_by(stage, decisions)
     if stopper is not None:
         return Decision(stage, folder, "blocked", f"needs {stopper.stage.path}, which failed")
-    why, submit = _why(store, folder, outcome, stage.key in retry)
+    why, submit = _why(folder, outcome, stage.key in retry)
     state = "failed" if outcome is not None and not outcome.done and not submit else "missing"
     return Decision(stage, folder, state, why, submit, outcome=outcome)
 
@@ -87,7 +87,7 @@ def _stopped_by(stage: Stage, decisions: Mapping[str, Decision]) -> Decision | N
     return None
 
 
-def _why(store: Store, folder: Path, outcome: Outcome | None, retry: bool) -> tuple[str, bool]:
+def _why(folder: Path, outcome: Outcome | None, retry: bool) -> tuple[str, bool]:
     if retry:
         return "asked for with --retry", True
     if outcome is not None:

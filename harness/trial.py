@@ -53,7 +53,7 @@ def smoke(cluster: Cluster, backend: Backend, root: Path, data: Path, wait: floa
         problem = str(error)
     found = list(_told(cluster, folder, data))
     if problem:
-        log = log_of(store, folder)
+        log = log_of(folder)
         return [*found, Finding("problem", "smoke", f"{problem}; log: {log or 'none'}")]
     shutil.rmtree(folder)
     return found

@@ -14,7 +14,7 @@ from typing import Any
 from harness.backends import JobState
 from harness.drive import Show
 from harness.run import ATTEMPTS, Decision, failures
-from harness.store import Store, read_table
+from harness.store import read_table
 
 COLUMNS = (
     "stage",
@@ -171,7 +171,7 @@ def line(decision: Decision) -> str:
     return "  ".join(word for word in words if word)
 
 
-def log_of(store: Store, folder: Path) -> Path | None:
+def log_of(folder: Path) -> Path | None:
     """The newest log of the stage's newest attempt."""
     places = sorted((folder / "attempts").glob("*/job.json"), reverse=True)
     for place in places:
