@@ -20,6 +20,7 @@ from methods.errors import StageError
 from methods.networks.encoders import initialised
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
+from methods.pretrain import milestone_folder
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
 BLOCK_TABLE = "blocks.{}.attn.relative_position_bias_table"
@@ -43,18 +44,21 @@ class Source:
         return int(self.arguments["img_size"])
 
 
-def source(work: Work, encoder: Encoder, seed: int, statistics: str) -> Source:
+def source(
+    work: Work, encoder: Encoder, seed: int, statistics: str, milestone: float = 1.0
+) -> Source:
     """The encoder of the stage that `work` needs, or `encoder` initialised from `seed` without one.
 
-    Raises StageError "weights" when the files cannot be read, or when the encoder was pretrained
-    on images normalised with other statistics than the evaluation's.
+    `milestone`: the share of its pretraining's schedule after which it is wanted. Raises StageError
+    "weights" when the files cannot be read, or when the encoder was pretrained on images normalised
+    with other statistics than the evaluation's.
     """
     if "encoder" not in work.needs:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             state = initialised(encoder).state_dict()
         return Source(*encoder.timm(), state, "the random initialisation")
-    folder = work.needs["encoder"]
+    folder = milestone_folder(work.needs["encoder"], milestone)
     path = folder / "encoder.json"
     try:
         plain = json.loads(path.read_text(encoding="utf-8"))

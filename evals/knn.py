@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from evals.linear import check_milestone
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform
 from methods.parts.encoder import Encoder
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class NearestNeighbours:
-    """DINO's protocol (eval_knn.py): cosine similarity, votes weighted by exp(similarity / t)."""
+    """DINO's protocol (eval_knn.py): cosine similarity, votes weighted by exp(similarity / t).
+
+    milestone: the share of the pretraining's schedule after which the encoder is asked.
+    """
 
     kind: ClassVar[str] = "knn"
     version: ClassVar[int] = 1
@@ -29,8 +33,10 @@ class NearestNeighbours:
     layer: int | None = None
     seed: int = 0
     threads: int = 0
+    milestone: float = 1.0
 
     def __post_init__(self) -> None:
+        check_milestone(self.milestone)
         if self.neighbours < 1:
             raise ValueError(f"neighbours must be at least 1, not {self.neighbours}")
         if self.temperature <= 0:
@@ -55,4 +61,5 @@ class NearestNeighbours:
             "statistics": self.validation.statistics,
             "neighbours": self.neighbours,
             "temperature": self.temperature,
+            "pretrained for": f"{self.milestone:.0%} of the schedule",
         }

@@ -34,6 +34,8 @@ class LinearProbe:
     rates: factors of the published learning rate that are tried beside it, on the same features.
     holdout: every so-many-th training image is kept from the heads of `rates`, and the best of
         them is chosen on those images. The published rate's head (`top1`) trains on all images.
+    milestone: the share of the pretraining's schedule after which the encoder is probed; below 1
+        the pretraining must have kept it (`Pretraining.milestones`).
     """
 
     kind: ClassVar[str] = "linear"
@@ -50,8 +52,10 @@ class LinearProbe:
     holdout: int = 20
     seed: int = 0
     threads: int = 0
+    milestone: float = 1.0
 
     def __post_init__(self) -> None:
+        check_milestone(self.milestone)
         if any(rate <= 0 for rate in self.rates):
             raise ValueError(f"rates must be positive factors, not {self.rates}")
         if self.holdout < 2:
@@ -76,7 +80,14 @@ class LinearProbe:
             "statistics": self.validation.statistics,
             **optimisation_card(self.optimisation),
             "reported": "last, at the published rate",
+            "pretrained for": f"{self.milestone:.0%} of the schedule",
         }
+
+
+def check_milestone(share: float) -> None:
+    """Raise ValueError where `share` of a schedule leaves no encoder."""
+    if not 0 < share <= 1:
+        raise ValueError(f"milestone must be above 0 and at most 1, not {share}")
 
 
 def _layer(layer: int | None) -> str:

@@ -147,9 +147,9 @@ class EveryNth:
 
 
 def frozen_features(task: Any, work: Work, device: torch.device) -> tuple[Frozen, int]:
-    """The feature extractor of a task with pooling, layer and validation statistics; its width."""
+    """The feature extractor of a task with pooling, layer, milestone and statistics; its width."""
     statistics = task.validation.statistics
-    found = source(work, task.encoder, task.seed, statistics)
+    found = source(work, task.encoder, task.seed, statistics, task.milestone)
     check_views(found, task)
     encoder = build_frozen(found, device)
 

@@ -9,10 +9,10 @@ from typing import Any
 
 import methods
 from harness.stage import EVALUATIONS, Stage, task_class
-from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow
+from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow, evaluations
 from methods.errors import InputError
 from methods.pretrain import ImportedEncoder, Pretraining
-from methods.values import by_type, did_you_mean, with_fields
+from methods.values import by_type, did_you_mean, to_plain, with_fields
 
 SET_KINDS = ("pretrain", "teacher", "tokenizer", *EVALUATIONS)
 
@@ -76,6 +76,7 @@ class Plan:
                 "note": self.scale.note,
                 "evals": list(self.study.evals),
                 "seeds": list(self.study.seeds),
+                "claims": [to_plain(claim) for claim in self.study.claims],
             },
             "rows": [_row_record(row) for row in self.rows],
             "stages": {
@@ -133,6 +134,7 @@ class _Builder:
         schedule = schedule_of(row, where)
         changed = {**schedule, **self.study.set, **row.set, **self.changes}
         task = self.pretraining(row.method, seed, changed, where)
+        task = replace(task, milestones=(*task.milestones, *row.milestones))
         method = task.method
         label = Row(row.method, row.variant, seed, row.set, {}).label
         if row.weights:
@@ -142,9 +144,11 @@ class _Builder:
             pretrain = Stage("pretrain", label, task, needs)
         stages = {"pretrain": pretrain}
         published = methods.evaluations(row.method)
-        for kind in self.study.evals:
+        for name, (kind, share) in evaluations(self.study, row).items():
             task = self.evaluation(kind, method.encoder, seed, changed, where, published)
-            stages[kind] = Stage(kind, label, task, {"encoder": pretrain})
+            task = task if share == 1 else replace(task, milestone=share)
+            own = label if share == 1 else f"{label}-at{100 * share:g}"
+            stages[name] = Stage(kind, own, task, {"encoder": pretrain})
         return Row(row.method, row.variant, seed, row.set, stages, method)
 
     def reference(self, name: str, seed: int) -> Row:

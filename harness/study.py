@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import methods
+from harness.claim import Claim, at_milestone
 from harness.stage import EVALUATIONS
 from methods.data.sets import ImageData, SegmentationData
 from methods.errors import InputError
@@ -21,6 +22,8 @@ SCALES = Path(__file__).parent / "scales"
 
 Evaluation = Literal["linear", "finetune", "segmentation", "knn"]
 Reference = Literal["random", "scratch"]
+# What can be measured before pretraining has ended, because it leaves the encoder as it is.
+MILESTONE_EVALS = ("linear", "knn")
 # What a reference row is measured by: an untrained encoder says nothing once it has been trained.
 REFERENCE_EVALS: dict[str, tuple[str, ...]] = {
     "random": ("linear", "knn"),
@@ -34,6 +37,7 @@ class StudyRow:
 
     `schedule`: one of the method's further published schedules, below `set`. `weights`: a released
     checkpoint that takes the place of pretraining, a path or the `sha256:...` of an imported one.
+    `milestones`: shares of the schedule at which the encoder is probed too (MILESTONE_EVALS).
     """
 
     method: str
@@ -41,17 +45,32 @@ class StudyRow:
     set: Mapping[str, Any] = field(default_factory=dict)
     schedule: str = ""
     weights: str = ""
+    milestones: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
+        if any(not 0 < share < 1 for share in self.milestones):
+            raise ValueError(f"milestones must be above 0 and below 1, not {self.milestones}")
+        if len(set(self.milestones)) != len(self.milestones):
+            raise ValueError("milestones must be listed once each")
+        if self.weights and self.milestones:
+            raise ValueError("milestones: a released checkpoint has none")
         if self.weights and not self.variant:
             raise ValueError("variant must be given where weights are, e.g. 'released'")
         if any(not (char.isalnum() or char in " .,+-_()=") for char in self.variant):
             raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) =")
 
+    @property
+    def name(self) -> str:
+        """`milan uniform`, as claims name a row."""
+        return f"{self.method} {self.variant}".strip()
+
 
 @dataclass(frozen=True)
 class Study:
-    """What to compare. `methods` are rows without changes, put before `rows`."""
+    """What to compare. `methods` are rows without changes, put before `rows`.
+
+    `claims` are tested by the report; `harness run` only sees to it that they can be.
+    """
 
     name: str
     title: str = ""
@@ -62,6 +81,7 @@ class Study:
     evals: tuple[Evaluation, ...] = ("linear", "finetune", "segmentation")
     seeds: tuple[int, ...] = (0,)
     set: Mapping[str, Any] = field(default_factory=dict)
+    claims: tuple[Claim, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.name or any(not (char.isalnum() or char in "-_") for char in self.name):
@@ -94,7 +114,7 @@ class Study:
     def with_weights(self, method: str, weights: str) -> Study:
         """With the released checkpoint `weights` instead of pretraining in the method's rows."""
         rows = tuple(
-            replace(row, weights=weights, variant=row.variant or "released")
+            replace(row, weights=weights, variant=row.variant or "released", milestones=())
             for row in self.all_rows()
             if row.method == method
         )
@@ -172,7 +192,20 @@ def load_study(name: str) -> Study:
     study = from_plain(Study, {"name": path.stem, **read_toml(path)}, str(path))
     for row in study.all_rows():
         methods.get(row.method)
+    stages = {row.name: evaluations(study, row) for row in study.all_rows()}
+    for number, claim in enumerate(study.claims):
+        claim.check(stages, f"{path}: claims.{number}")
     return study
+
+
+def evaluations(study: Study, row: StudyRow) -> dict[str, tuple[str, float]]:
+    """The row's evaluations by the name of their stage: what is measured, after which share."""
+    found: dict[str, tuple[str, float]] = {}
+    for kind in study.evals:
+        shares = sorted(row.milestones) if kind in MILESTONE_EVALS else []
+        for share in (*shares, 1.0):
+            found[at_milestone(kind, share)] = (kind, share)
+    return found
 
 
 def load_scale(name: str) -> Scale:

@@ -20,6 +20,14 @@ if TYPE_CHECKING:
     from methods.released import Imported
 
 
+def milestone_folder(folder: Path, share: float) -> Path:
+    """Where a pretraining in `folder` leaves the encoder that it had after `share` of its schedule.
+
+    The final encoder (a share of 1) lies in `folder` itself.
+    """
+    return folder if share == 1 else folder / "milestones" / f"{100 * share:g}"
+
+
 @dataclass(frozen=True)
 class EncoderTask:
     """Base of the stages that leave encoder.safetensors and encoder.json."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from harness import published
 from harness.report import formats
 from harness.report.ablation import ablations
+from harness.report.claims import claims
 from harness.report.comparison import comparison
 from harness.report.records import FIELDS, frame, make_records
 from harness.report.rows import Record, Row, rows_of
@@ -34,7 +35,10 @@ FORMATS = {
 
 @dataclass(frozen=True)
 class Report:
-    """What every output format is made of."""
+    """What every output format is made of. The first table is what the study is for.
+
+    `rows` have the evaluations of finished encoders, `records` those at milestones too.
+    """
 
     source: Source
     plan: Mapping[str, Any]
@@ -59,10 +63,11 @@ def build(source: Source, study: str, scale: str | None = None) -> Report:
     records = make_records(source, plan)
     if not records:
         raise InputError(f"study {study!r} has no evaluation to report")
-    rows, about = rows_of(records), dict(plan["study"])
-    first = comparison(rows, about, published.read())
-    rest = ablations(rows, about, _defaults(source, rows))
-    return Report(source, plan, records, rows, (first, *rest))
+    rows, about = rows_of(each for each in records if "@" not in each["eval"]), dict(plan["study"])
+    tables = claims(source, plan, rows_of(records))
+    tables.append(comparison(rows, about, published.read()))
+    tables += ablations(rows, about, _defaults(source, rows))
+    return Report(source, plan, records, rows, tuple(tables))
 
 
 def _defaults(source: Source, rows: list[Row]) -> dict[str, Mapping[str, Any]]:
@@ -89,7 +94,7 @@ def render(
 
 
 def as_text(report: Report, format: str, width: int | None = None) -> str:
-    """The report in one of FORMATS; CSV holds the comparison only."""
+    """The report in one of FORMATS; CSV holds the first table only."""
     if format == "terminal":
         return formats.terminal(report.tables, width)
     if format == "md":

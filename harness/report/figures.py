@@ -10,9 +10,10 @@ from harness.report import chart
 from harness.report.build import Report
 from harness.report.chart import Curve, Dots, Point
 from harness.report.comparison import missing_text
+from harness.report.convergence import along_schedule
 from harness.report.markup import Safe, element
 from harness.report.records import METRIC
-from harness.report.rows import Row
+from harness.report.rows import Row, rows_of
 
 NAMES = {
     "linear": "Linear probe, top-1",
@@ -66,6 +67,24 @@ def _point(row: Row, kind: str, column: str) -> Iterator[Point]:
         values = [each["value"] for each in done]
         mean = statistics.fmean(values)
         yield Point(row.label, row.place, statistics.fmean(spent), mean, min(values), max(values))
+
+
+def along(report: Report) -> Safe | None:
+    """Linear probes along the schedule, of the rows that have them, as curves with their seeds."""
+    drawn = []
+    for row in rows_of(report.records)[:ROWS]:
+        cells = along_schedule(row)
+        values = [[each["value"] for each in cell] for cell in cells.values()]
+        if len(cells) > 1 and all(None not in cell for cell in values):
+            x = tuple(100 * share for share in cells)
+            mean = tuple(map(statistics.fmean, values))
+            drawn.append(Curve(row.label, row.place, x, mean, *_reach(values)))
+    title = "Linear probe along the schedule"
+    return chart.curves(title, drawn, "per cent of the schedule") if drawn else None
+
+
+def _reach(values: list[list[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    return tuple(map(min, values)), tuple(map(max, values))
 
 
 def curves(report: Report, found: list[Row], evals: list[str]) -> list[Safe]:

@@ -45,11 +45,13 @@ def _sections(report: Report, found: list[Row], evals: list[str]) -> list[object
         *figures.against(found, evals, "images", "images seen", numbers.count),
         *figures.against(found, evals, "seconds", "time spent", numbers.duration),
     ]
+    along = figures.along(report)
     left = len(found) - figures.ROWS
     note = element("p", f"The first {figures.ROWS} rows are drawn; {left} more are in the tables.")
     return [
         _section("At a glance", "glance", _charts(figures.glance(found, evals))),
         *tables,
+        _section("Along the schedule", "along", _charts([along])) if along else None,
         costs
         and _section(
             "Accuracy against cost",

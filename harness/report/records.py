@@ -57,6 +57,7 @@ FIELDS = (
 def make_records(source: Source, plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One dict with FIELDS per row and evaluation of the plan, rows in the plan's order.
 
+    An evaluation at a milestone of the schedule (`linear@50`) has one for the rows that have it.
     `state` is done, failed, running, queued, blocked, missing, or absent where the row has no such
     evaluation; `value` (per cent) is None unless done. Raises InputError for a damaged plan.
     """
@@ -66,7 +67,7 @@ def make_records(source: Source, plan: Mapping[str, Any]) -> list[dict[str, Any]
         return [
             _record(outcomes, plan, number, row, kind)
             for number, row in enumerate(plan["rows"])
-            for kind in kinds
+            for kind in (*kinds, *(name for name in row["stages"] if "@" in name))
         ]
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"the plan of the study is damaged ({error!r})") from None
@@ -86,10 +87,10 @@ def _record(
     outcome = outcomes(key) if key else absent
     trained = outcomes(pretrain) if pretrain else absent
     state, reason, failed = _state(outcomes, plan, key, outcome)
-    metrics = dict(outcome.get("metrics") or {})
-    value = metrics.get(METRIC[kind]) if state == "done" else None
+    metrics, metric = dict(outcome.get("metrics") or {}), METRIC[kind.partition("@")[0]]
+    value = metrics.get(metric) if state == "done" else None
     if state == "done" and value is None:
-        state, reason = "failed", f"outcome.json has no {METRIC[kind]}"
+        state, reason = "failed", f"outcome.json has no {metric}"
     cost, before = outcome.get("cost") or {}, trained.get("cost") or {}
     return {
         "study": study["name"],
@@ -102,7 +103,7 @@ def _record(
         "target": row.get("target", ""),
         "epochs": row.get("epochs") or None,
         "eval": kind,
-        "metric": METRIC[kind],
+        "metric": metric,
         "key": key,
         "state": state,
         "value": value,

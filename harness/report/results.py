@@ -30,12 +30,18 @@ class Results:
 
         Measured columns (lin, ft, seg, knn) have `_std`, `_n` and `_state` beside them.
         """
-        return _frame(self.report.tables[0])
+        return self._named("comparison")
+
+    def claims(self) -> pandas.DataFrame:
+        """Every claim with its effect, interval and verdict; KeyError where the study has none."""
+        return self._named("claims")
 
     def ablation(self, method: str) -> pandas.DataFrame:
         """The ablation table of `method`; raises KeyError where the study varies nothing in it."""
-        found = {table.name: table for table in self.report.tables}
-        return _frame(found[f"ablation-{method}"])
+        return self._named(f"ablation-{method}")
+
+    def _named(self, name: str) -> pandas.DataFrame:
+        return _frame({table.name: table for table in self.report.tables}[name])
 
     def runs(self) -> pandas.DataFrame:
         """One line per row of the study, seed and evaluation, with its state and value."""

@@ -141,12 +141,17 @@ def cost(view: StageView) -> dict[str, float]:
 
 
 def row_metrics(views: Iterable[StageView]) -> dict[str, float]:
-    """A row's results, and its cost summed over its own stages: shared ones are not counted."""
+    """A row's results, and its cost summed over its own stages: shared ones are not counted.
+
+    A result before the end of pretraining is called after its milestone: at50/lin/top1.
+    """
     found: dict[str, float] = {}
     for view in views:
         if view.kind in SHARED:
             continue
-        found.update(results(view))
+        share = (view.stage.get("task") or {}).get("milestone", 1)
+        place = "" if share == 1 else f"at{100 * share:g}/"
+        found.update({f"{place}{name}": value for name, value in results(view).items()})
         for name, value in cost(view).items():
             if name.removeprefix("cost/") in SUMMED:
                 found[name] = found.get(name, 0.0) + value

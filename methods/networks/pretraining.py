@@ -17,6 +17,7 @@ from methods.errors import StageError
 from methods.networks.export import export
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.parts.model import Method
+from methods.pretrain import milestone_folder
 from methods.teachers import load_teacher, load_tokenizer
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ class WithMilestones(MaskedModelling):
         self, task: Pretraining, frozen: dict[str, nn.Module], work: Work, images: int
     ) -> None:
         super().__init__(task.method, frozen)
-        self.folder = work.folder / "milestones"
+        self.folder = work.folder
         total = task.method.optimisation.steps(images)
         self.milestones = {max(1, round(each * total)): each for each in task.milestones}
 
@@ -103,7 +104,7 @@ class WithMilestones(MaskedModelling):
         scalars = super().after_step(step)
         share = self.milestones.get(step + 1)
         if share is not None and distributed.rank() == 0:
-            folder = self.folder / f"{100 * share:g}"
+            folder = milestone_folder(self.folder, share)
             statistics = self.method.augmentation.statistics
             export(self.pretrainer.encoder, self.method.encoder, statistics, folder)
         return scalars

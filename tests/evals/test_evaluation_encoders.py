@@ -47,6 +47,20 @@ def test_frozen_features_are_those_of_plain_timm(encoder: Any, exported: Export)
     assert early.shape == (2, encoder.width) and not torch.allclose(early, last)
 
 
+def test_a_milestone_is_another_encoder_of_the_same_pretraining(exported: Export) -> None:
+    folder, early = exported(VIT, seed=1), exported(VIT, seed=2)
+    (folder / "milestones").mkdir()
+    early.rename(folder / "milestones" / "25")
+    work = Work(Path(), {"encoder": folder})
+    for share, place in ((0.25, folder / "milestones/25"), (1.0, folder)):
+        state = source(work, VIT, 0, "imagenet", share).state
+        assert torch.equal(
+            state["norm.weight"], load_file(place / "encoder.safetensors")["norm.weight"]
+        )
+    with pytest.raises(StageError, match="milestones/50/encoder.json"):
+        source(work, VIT, 0, "imagenet", 0.5)
+
+
 def test_fine_tuning_starts_with_one_bias_table_a_block_and_the_same_tokens(
     exported: Export,
 ) -> None:

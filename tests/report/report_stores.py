@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 # A cell: the values of its seeds, each a number or a state with what failed.
@@ -26,6 +27,9 @@ class Row:
     pretrain: Values = ()  # states that differ from "done", by seed
     epochs: float = 8
     encoder: str = "ViT 4x128/8"
+    milestones: Mapping[str, Values] = field(default_factory=dict)  # {"linear@50": ...}
+    gflops: float = 12.0  # of the whole pretraining, 24,000 images
+    teacher: str = "clip"
 
 
 REFERENCES = ("random", "scratch")
@@ -48,18 +52,32 @@ def make_store(
     name: str = "comparison",
     title: str = "CLIP distilled",
     history: Callable[[int], list[dict[str, Any]]] | None = None,
+    claims: Sequence[Mapping[str, Any]] = (),
+    zero_shot: Mapping[str, float] = MappingProxyType({"clip": 0.78}),
 ) -> Path:
-    """Writes plan, stage.json, metrics.jsonl and outcome.json of every stage; returns `root`."""
+    """Writes plan, stage.json, metrics.jsonl and outcome.json of every stage; returns `root`.
+
+    `zero_shot`: the teachers and their accuracy on 2000 images.
+    """
     maker = _Maker(root, scale, history)
-    clip = maker.stage("teacher", "clip", key_of("clip"), {}, "done", {"zero_shot": 78.0}, {})
+    task = {"data": {"validation": 2000}}
+    for teacher, accuracy in zero_shot.items():
+        metrics = {"zero_shot": accuracy}
+        maker.stage("teacher", teacher, key_of(teacher), {}, "done", metrics, task)
     records = [
-        maker.row(row, seed, clip)
+        maker.row(row, seed)
         for row in rows
         for seed in range(max(map(len, (row.linear, row.finetune, row.segmentation))))
     ]
     plan = {
         "format": 1,
-        "study": {"name": name, "title": title, "scale": scale, "note": "a note on the scale"},
+        "study": {
+            "name": name,
+            "title": title,
+            "scale": scale,
+            "note": "a note on the scale",
+            "claims": list(claims),
+        },
         "rows": records,
         "stages": maker.stages,
         "command": ["harness", "run", "--scale", scale, "--retry", "0123456789"],
@@ -76,7 +94,7 @@ class _Maker:
     history: Callable[[int], list[dict[str, Any]]] | None
     stages: dict[str, Any] = field(default_factory=dict)
 
-    def row(self, row: Row, seed: int, clip: str) -> dict[str, Any]:
+    def row(self, row: Row, seed: int) -> dict[str, Any]:
         label = "-".join(each for each in (row.method, row.variant, f"s{seed}") if each)
         stages, needs = {}, {}
         if row.method not in REFERENCES:
@@ -88,7 +106,8 @@ class _Maker:
             }
             key = key_of("pretrain", row.method, row.variant, seed)
             task = {"method": method, "seed": seed}
-            self.stage("pretrain", label, key, {"clip": clip}, state, {"loss": 0.5}, task)
+            needs = {row.teacher: key_of(row.teacher)}
+            self.stage("pretrain", label, key, needs, state, {"loss": 0.5}, task, row.gflops)
             stages["pretrain"], needs = key, {"encoder": key}
         for kind in ("linear", "finetune", "segmentation"):
             values = getattr(row, kind)
@@ -97,6 +116,11 @@ class _Maker:
                 task = {"epochs": 4, "seed": seed}
                 self.evaluation(kind, label, key, needs, values[seed], task)
                 stages[kind] = key
+        for name, values in row.milestones.items():
+            key = key_of(name, row.method, row.variant, seed)
+            task = {"milestone": int(name.partition("@")[2]) / 100, "seed": seed}
+            self.evaluation("linear", label, key, needs, values[seed], task)
+            stages[name] = key
         decoder, target = TEXTS.get(row.method, ("", ""))
         return {
             "method": row.method,
@@ -128,6 +152,7 @@ class _Maker:
         state: Any,
         metrics: Mapping[str, float],
         task: Mapping[str, Any],
+        gflops: float = 12.0,
     ) -> str:
         """`state`: done, running, missing, or a (reason, message) of a failure."""
         self.stages[key] = {"kind": kind, "label": label, "needs": needs}
@@ -149,7 +174,7 @@ class _Maker:
         outcome = {
             "status": "failed" if error else "done",
             "metrics": {} if error else metrics,
-            "cost": {"seconds": 60.0, "device": "a processor", "images": 24000, "gflops": 12.0},
+            "cost": {"seconds": 60.0, "device": "a processor", "images": 24000, "gflops": gflops},
             "error": error,
             "attempt": "a",
             "finished": 1_790_000_000.0,
