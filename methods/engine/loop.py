@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from methods.engine import checkpoint, distributed
+from methods.engine.attention import choose_kernels
 from methods.engine.device import Micro, autocast, memory_errors, rows, seed_generators, to_device
 from methods.engine.optim import Group, build_optimizer, set_rate
 from methods.engine.record import Averages, Cost
@@ -93,6 +94,7 @@ class _Run:
         self.trainable, self.optimisation, self.work = trainable, optimisation, work
         self.images, self.seed, self.device = images, seed, device
         self.module = trainable.module.to(device).train()
+        choose_kernels(self.module, device, optimisation.precision)
         self.optimizer = build_optimizer(trainable.groups(), optimisation)
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimisation.precision == "fp16")
         self.model: nn.Module = self.module

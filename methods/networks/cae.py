@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
+from methods.engine.attention import attend
 from methods.networks.encoders import Encoded, Student, layer_norm, take, truncated_normal
 from methods.networks.positions import sine_cosine
 from methods.networks.targets import Inputs, TargetNetwork
@@ -28,7 +28,7 @@ class RegressorBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, layer_scale: float, drop_path: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused_attn = heads, True
         self.norm_q, self.norm_k, self.norm_v, self.norm_mlp = (layer_norm(width) for _ in range(4))
         self.q, self.v = nn.Linear(width, width), nn.Linear(width, width)
         self.k = nn.Linear(width, width, bias=False)
@@ -45,7 +45,7 @@ class RegressorBlock(nn.Module):
         query = self._heads(self.q(self.norm_q(hidden + where)))
         key = self._heads(self.k(self.norm_k(context + context_where)))
         value = self._heads(self.v(self.norm_v(context)))
-        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        mixed = attend(query, key, value, fused=self.fused_attn).transpose(1, 2).flatten(2)
         hidden = self.norm_mlp(hidden + self.drop_path(self.gamma_1 * self.proj(mixed)))
         out: Tensor = hidden + self.drop_path(self.gamma_2 * self.mlp(hidden))
         return out

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
 from timm.models import vision_transformer
 from torch import Tensor, nn
 
-from methods.networks.encoders import Encoded, Student, layer_norm, run_block, scale_by_depth, take
+from methods.networks.encoders import (
+    Encoded,
+    Student,
+    class_and_hidden,
+    layer_norm,
+    pick_bias,
+    run_block,
+    run_rows,
+    scale_by_depth,
+    take,
+)
 from methods.networks.positions import sine_cosine
 from methods.parts.decoder import Output, PatchAggregation, Prompting, Transformer, Where
 
@@ -28,6 +39,13 @@ def select(tokens: Tensor, mask: Tensor, where: Where) -> Tensor:
     return patches[mask if where == "hidden" else ~mask]
 
 
+def read(encoded: Encoded, where: Where) -> Tensor:
+    """`select` from the encoder's tokens, which may be those of the hidden patches only."""
+    if encoded.hidden_only:
+        return encoded.tokens[:, 1:].flatten(0, 1)
+    return select(encoded.tokens, encoded.mask, where)
+
+
 class LinearHeadDecoder(nn.Module):
     """One linear layer on the encoder's normalised tokens."""
 
@@ -35,14 +53,15 @@ class LinearHeadDecoder(nn.Module):
 
     def __init__(self, student: Student, output: Output) -> None:
         super().__init__()
-        self.where = output.where
+        self.where, self.parts = output.where, output.parts
+        self.hidden_only = output.where == "hidden"
         self.head = nn.Linear(student.width, output.width)
         student.initialise(self.head)
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
         # Norm and head act on single tokens, so rows that no loss reads are dropped before them.
-        rows = select(encoded.tokens, encoded.mask, self.where)
-        return {"tokens": self.head(encoded.norm(rows))}
+        tokens = self.head(encoded.norm(read(encoded, self.where)))
+        return {"tokens": tokens if self.parts == 1 else tokens.unflatten(-1, (self.parts, -1))}
 
 
 class PatchAggregationDecoder(nn.Module):
@@ -57,6 +76,7 @@ class PatchAggregationDecoder(nn.Module):
         tokens, aggregated = outputs["tokens"], outputs["aggregated"]
         if value.shared_head and tokens.width != aggregated.width:
             raise ValueError("a shared head needs two targets of one width")
+        self.hidden_only = all(each.where == "hidden" for each in outputs.values())
         first, last = value.early_layer, value.early_layer + value.depth
         rates = torch.linspace(0, student.drop_path, max(student.depth, last), device="cpu")
         self.blocks = nn.ModuleList(student.new_block(float(r)) for r in rates[first:last])
@@ -73,12 +93,22 @@ class PatchAggregationDecoder(nn.Module):
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
         assert encoded.early is not None
         mixed = torch.cat([encoded.tokens[:, :1], encoded.early[:, 1:]], dim=1)
-        for block in self.blocks:
-            mixed = run_block(block, mixed, encoded.bias)
-        last = select(encoded.tokens, encoded.mask, self.outputs["tokens"].where)
-        mixed = select(mixed, encoded.mask, self.outputs["aggregated"].where)
+        mixed = self._aggregate(encoded, mixed)
         aggregated = self.own(mixed) if self.own else self.head(encoded.norm(mixed))
+        last = read(encoded, self.outputs["tokens"].where)
         return {"tokens": self.head(encoded.norm(last)), "aggregated": aggregated}
+
+    def _aggregate(self, encoded: Encoded, mixed: Tensor) -> Tensor:
+        """The rows that the loss reads of (B, 1+N, D) after the blocks."""
+        *blocks, last = self.blocks
+        for block in blocks:
+            mixed = run_block(block, mixed, encoded.bias)
+        if not encoded.hidden_only:
+            mixed = run_block(last, mixed, encoded.bias)
+            return select(mixed, encoded.mask, self.outputs["aggregated"].where)
+        rows = class_and_hidden(encoded.order, encoded.mask)[:, 1:]
+        bias = pick_bias(encoded.bias, rows)
+        return run_rows(last, mixed, partial(take, positions=rows), bias).flatten(0, 1)
 
 
 class FullSequence(nn.Module):
@@ -126,8 +156,19 @@ class TransformerDecoder(FullSequence):
         )
 
     def forward(self, encoded: Encoded) -> dict[str, Tensor]:
-        tokens = to_raster(*self.parts(encoded), encoded.order)
-        for block in self.blocks:
-            tokens = block(tokens)
-        rows = select(tokens, encoded.mask, self.where)
+        # Attention does not depend on the order of the tokens, which have their positions by now,
+        # so the hidden ones stay behind the visible ones.
+        seen, hidden = self.parts(encoded)
+        split = seen.shape[1]
+        tokens = torch.cat([seen, hidden.to(seen.dtype)], dim=1)
+        if self.where == "hidden":
+            *blocks, last = self.blocks
+            for block in blocks:
+                tokens = block(tokens)
+            rows = run_rows(last, tokens, lambda each: each[:, split:]).flatten(0, 1)
+        else:
+            for block in self.blocks:
+                tokens = block(tokens)
+            tokens = to_raster(tokens[:, :split], tokens[:, split:], encoded.order)
+            rows = select(tokens, encoded.mask, self.where)
         return {"tokens": self.pred(self.norm(rows))}

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models import beit, vision_transformer
 from torch import Tensor, nn
 
+from methods.engine.attention import attend
 from methods.networks.positions import sine_cosine
 from methods.parts.encoder import Beit, Encoder, ViT
 
@@ -26,7 +29,8 @@ class Encoded:
     number of visible patches where hidden ones are dropped. early: the same after an earlier block,
     where asked for. mask: (B, N) bool, True = hidden. order: (B, N) patch positions, visible ones
     first, each part in raster order. norm: the encoder's final norm. bias: of the relative
-    positions (heads, 1+N, 1+N), or None.
+    positions (heads, 1+N, 1+N), or None. hidden_only: tokens are those of the class and the hidden
+    patches, (B, 1+H, D), because no loss reads the others.
     """
 
     tokens: Tensor
@@ -35,6 +39,7 @@ class Encoded:
     order: Tensor
     norm: nn.Module
     bias: Tensor | None = None
+    hidden_only: bool = False
 
     @property
     def visible(self) -> int:
@@ -59,19 +64,32 @@ class Student(nn.Module):
         else:
             self.register_parameter("mask_token", None)
 
-    def forward(self, images: Tensor, mask: Tensor, early_layer: int | None = None) -> Encoded:
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor,
+        early_layer: int | None = None,
+        hidden_only: bool = False,
+    ) -> Encoded:
         """Encode normalised images (B, 3, H, W) without the patches where mask (B, N) is True.
 
-        `early_layer` k asks for the tokens after the k-th block, counted from 1.
+        `early_layer` k asks for the tokens after the k-th block, counted from 1. `hidden_only` lets
+        the last block compute the class and the hidden patches, equally many in each image, alone.
         """
         order = mask.to(torch.uint8).argsort(dim=1, stable=True)
         tokens, bias = self.embed(images, mask, order), self.position_bias()
         early = None
-        for number, block in enumerate(self.model.blocks, start=1):
+        *blocks, last = self.model.blocks
+        for number, block in enumerate(blocks, start=1):
             tokens = run_block(block, tokens, bias)
             if number == early_layer:
                 early = tokens
-        return Encoded(tokens, early, mask, order, self.model.norm, bias)
+        if hidden_only:
+            rows = class_and_hidden(order, mask)
+            tokens = run_rows(last, tokens, partial(take, positions=rows), pick_bias(bias, rows))
+        else:
+            tokens = run_block(last, tokens, bias)
+        return Encoded(tokens, early, mask, order, self.model.norm, bias, hidden_only)
 
     def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
         """Tokens (B, 1+V, D) that enter the first block."""
@@ -109,14 +127,13 @@ class StudentViT(Student):
         self.model.pos_embed.requires_grad_(False)
 
     def embed(self, images: Tensor, mask: Tensor, order: Tensor) -> Tensor:
-        patches, positions = self.model.patch_embed(images), self.model.pos_embed
-        if not self.drops:
-            patches = self.hide(patches, mask)
-        patches = patches + positions[:, 1:]
+        positions = self.model.pos_embed
         if self.drops:
-            # The masking hides an equal count everywhere, so one image tells how many stay.
-            visible = order[:, : mask.shape[1] - int(mask[0].sum())]
-            patches = take(patches, visible)
+            visible = order[:, : order.shape[1] - hidden_count(mask)]
+            where = take(positions[:, 1:].expand(len(images), -1, -1), visible)
+            patches = embed_some(self.model.patch_embed.proj, images, visible) + where
+        else:
+            patches = self.hide(self.model.patch_embed(images), mask) + positions[:, 1:]
         first = (self.model.cls_token + positions[:, :1]).expand(len(patches), -1, -1)
         return torch.cat([first.to(patches.dtype), patches], dim=1)
 
@@ -178,6 +195,71 @@ def run_block(block: nn.Module, tokens: Tensor, bias: Tensor | None) -> Tensor:
     """Tokens (B, 1+V, D) after a block, with BEiT's bias of the attention logits if any."""
     out: Tensor = block(tokens) if bias is None else block(tokens, shared_rel_pos_bias=bias)
     return out
+
+
+def run_rows(
+    block: Any, tokens: Tensor, pick: Callable[[Tensor], Tensor], bias: Tensor | None = None
+) -> Tensor:
+    """`run_block` for the rows (B, R, D) that `pick` takes of (B, 1+V, D); all are attended to.
+
+    bias: the picked rows' (B, heads, R, 1+V). For timm's ViT and BEiT blocks.
+    """
+    mixed = _attention_of_rows(block.attn, block.norm1(tokens), pick, bias)
+    rows = pick(tokens) + block.drop_path1(_scaled(block, 1, mixed))
+    out: Tensor = rows + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(rows))))
+    return out
+
+
+def _attention_of_rows(
+    attention: Any, tokens: Tensor, pick: Callable[[Tensor], Tensor], bias: Tensor | None
+) -> Tensor:
+    weight, offset = attention.qkv.weight, attention.qkv.bias
+    if offset is None:  # BEiT's keys have none
+        offset = torch.cat([attention.q_bias, attention.k_bias, attention.v_bias])
+    width, heads = attention.proj.in_features, attention.num_heads
+    query = F.linear(pick(tokens), weight[:width], offset[:width])
+    keys = F.linear(tokens, weight[width:], offset[width:])
+    key, value = keys.unflatten(-1, (2, heads, -1)).permute(2, 0, 3, 1, 4)
+    query = query.unflatten(-1, (heads, -1)).transpose(1, 2)
+    mixed = attend(query, key, value, bias, attention.fused_attn)
+    out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
+    return out
+
+
+def _scaled(block: Any, branch: int, tokens: Tensor) -> Tensor:
+    """Tokens after the LayerScale of the block's branch 1 or 2, if it has one."""
+    layer = getattr(block, f"ls{branch}", None)
+    gamma = getattr(block, f"gamma_{branch}", None)
+    if layer is not None:
+        tokens = layer(tokens)
+    return tokens if gamma is None else gamma * tokens
+
+
+def hidden_count(mask: Tensor) -> int:
+    """How many patches mask (B, N) hides in each image, where it is an equal count."""
+    return int(mask[0].sum())
+
+
+def class_and_hidden(order: Tensor, mask: Tensor) -> Tensor:
+    """Positions (B, 1+H) among (B, 1+N) tokens of the class and the hidden patches."""
+    hidden = order[:, order.shape[1] - hidden_count(mask) :] + 1
+    return torch.cat([torch.zeros_like(hidden[:, :1]), hidden], dim=1)
+
+
+def pick_bias(bias: Tensor | None, rows: Tensor) -> Tensor | None:
+    """The rows (B, R) of a bias (heads, 1+N, 1+N), as (B, heads, R, 1+N)."""
+    if bias is None:
+        return None
+    picked = bias.transpose(0, 1).index_select(0, rows.flatten())
+    return picked.unflatten(0, rows.shape).transpose(1, 2)
+
+
+def embed_some(projection: nn.Conv2d, images: Tensor, positions: Tensor) -> Tensor:
+    """Embeddings (B, K, D) of the patches of images (B, 3, H, W) at positions (B, K) alone."""
+    side = projection.kernel_size[0]
+    patches = images.unfold(2, side, side).unfold(3, side, side)  # (B, 3, rows, columns, P, P)
+    patches = patches.permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
+    return F.linear(take(patches, positions), projection.weight.flatten(1), projection.bias)
 
 
 def take(tokens: Tensor, positions: Tensor) -> Tensor:

@@ -26,6 +26,8 @@ class Pretrainer(nn.Module):
         targets = [each.target.build(method.encoder, frozen) for each in method.objectives]
         outputs = _outputs(method.objectives, [each.width for each in targets])
         self.decoder = method.decoder.build(self.encoder, outputs)
+        # Rows can be picked for a whole batch only where each image hides as many.
+        self.hidden_only = method.masking.exact and getattr(self.decoder, "hidden_only", False)
         self.targets = nn.ModuleList(targets)
         for each in targets:
             each.start(self)
@@ -37,7 +39,9 @@ class Pretrainer(nn.Module):
         micro: image (B, 3, H, W) normalised, mask (B, N) bool, True = hidden, and targets, for each
         objective the rows that it reads.
         """
-        encoded = self.encoder(micro["image"], micro["mask"], self.decoder.early_layer)
+        encoded = self.encoder(
+            micro["image"], micro["mask"], self.decoder.early_layer, self.hidden_only
+        )
         predictions = self.decoder(encoded)
         terms = [
             loss(predictions[objective.prediction], target)

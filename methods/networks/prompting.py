@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from methods.engine.attention import attend
 from methods.networks.decoders import FullSequence, select, to_raster
 from methods.networks.encoders import Encoded, layer_norm
 
@@ -18,7 +18,7 @@ class CrossAttention(nn.Module):
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused_attn = heads, True
         self.q = nn.Linear(width, width)
         self.kv = nn.Linear(width, 2 * width)
         self.proj = nn.Linear(width, width)
@@ -26,8 +26,8 @@ class CrossAttention(nn.Module):
     def forward(self, queries: Tensor, context: Tensor) -> Tensor:
         """(B, Q, W) from queries (B, Q, W) and context (B, K, W)."""
         query = self.q(queries).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-        key, value = self.kv(context).unflatten(-1, (2, self.heads, -1)).unbind(2)
-        mixed = F.scaled_dot_product_attention(query, key.transpose(1, 2), value.transpose(1, 2))
+        key, value = self.kv(context).unflatten(-1, (2, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = attend(query, key, value, fused=self.fused_attn)
         out: Tensor = self.proj(mixed.transpose(1, 2).flatten(2))
         return out
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from functools import cached_property
 from pathlib import Path
@@ -15,15 +14,20 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from methods.engine.attention import attend
 from methods.errors import StageError
 from methods.teachers.folder import Precision, read_card
+from methods.teachers.half import Copies, dtype_around
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Statistics = Literal["clip", "imagenet"]
+QUICK = 1.702
+"""The factor of QuickGELU's sigmoid."""
+
+Statistics = Literal["clip", "imagenet", "own"]
 
 
 class TeacherOutput:
@@ -56,13 +60,15 @@ class FrozenClip(nn.Module):
 
     def __init__(self, visual: Any, card: dict[str, Any], precision: Precision) -> None:
         super().__init__()
-        self.visual: Any = visual.eval().requires_grad_(False)
+        self.visual: Any = fold_quick_gelu(visual.eval().requires_grad_(False))
+        self.copies = Copies(self.visual, lambda tower: [tower])
         self.card, self.precision = card, precision
         rows, columns = visual.grid_size
         self.grid: tuple[int, int] = (rows, columns)
         width, projected = visual.proj.shape
         self.widths = {"raw": width, "normalised": width, "projected": projected}
         self._add_statistics("clip", card["mean"], card["std"])
+        self._add_statistics("own", card["mean"], card["std"])
         self._add_statistics("imagenet", IMAGENET_MEAN, IMAGENET_STD)
 
     def _add_statistics(self, name: str, mean: Any, std: Any) -> None:
@@ -93,7 +99,7 @@ class FrozenClip(nn.Module):
     def forward(self, images: Tensor, statistics: Statistics = "clip") -> TeacherOutput:
         """What the teacher says about images (B, 3, H, W) in [0, 1].
 
-        `statistics` picks the mean and deviation: CLIP's own, or ImageNet's as MILAN feeds it.
+        `statistics` picks the mean and deviation: CLIP's (its own), or ImageNet's as MILAN does.
         Images of another size than the teacher's are resized (bicubic), as MaskAlign and dBOT do
         for CLIP L/14 at 196.
         """
@@ -102,42 +108,61 @@ class FrozenClip(nn.Module):
         size = tuple(self.visual.image_size)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        with self._autocast(images):
-            tokens = self.visual._embeds(images)
-            *blocks, last = self.visual.transformer.resblocks
-            for block in blocks:
-                tokens = block(tokens)
-            raw, attention = last_block(last, tokens)
+        with _no_autocast(images):
+            raw, attention = tokens_and_attention(
+                self.copies.get(self._dtype(images), images.device), images
+            )
         return TeacherOutput(raw.float(), attention, self.visual)
 
-    def _autocast(self, images: Tensor) -> contextlib.AbstractContextManager[Any]:
+    def _dtype(self, images: Tensor) -> torch.dtype:
         if self.precision == "inherit":
-            return contextlib.nullcontext()
-        return torch.autocast(
-            images.device.type, dtype=torch.bfloat16, enabled=self.precision == "bf16"
-        )
+            return dtype_around(images)
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
 
 
 def _no_autocast(tensor: Tensor) -> torch.autocast:
     return torch.autocast(tensor.device.type, enabled=False)
 
 
-def last_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """The block's output (B, 1+N, W) and its class token's attention to the patches (B, N).
+def tokens_and_attention(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The last block's output (B, 1+N, W) and its class token's attention to patches (B, N).
 
-    Only the class row of the attention matrix is formed, in float32; the tokens themselves go
-    through the fused kernel. Equal to open_clip's block with `need_weights=True`.
+    Only the class row of that attention matrix is formed, in float32. Equal to open_clip's blocks
+    with `need_weights=True` in the last.
+    """
+    tokens = visual._embeds(images.to(visual.conv1.weight.dtype))
+    for block in visual.transformer.resblocks:
+        tokens, query, key = run_block(block, tokens)
+    logits = query[:, :, :1].float() @ key.float().transpose(2, 3) / query.shape[-1] ** 0.5
+    return tokens, logits.softmax(-1)[:, :, 0].mean(1)[:, 1:]
+
+
+def run_block(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens (B, 1+N, W) after the block, and its queries and keys (B, heads, 1+N, C).
+
+    Its nn.MultiheadAttention would do the same with more copies.
     """
     attention, heads = block.attn, block.attn.num_heads
     qkv = F.linear(block.ln_1(tokens), attention.in_proj_weight, attention.in_proj_bias)
     query, key, value = qkv.unflatten(2, (3, heads, -1)).permute(2, 0, 3, 1, 4)
-    mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+    mixed = attend(query, key, value).transpose(1, 2).flatten(2)
     out = tokens + block.ls_1(attention.out_proj(mixed))
-    out = out + block.ls_2(block.mlp(block.ln_2(out)))
-    with _no_autocast(tokens):
-        logits = query[:, :, :1].float() @ key.float().transpose(2, 3) / query.shape[-1] ** 0.5
-        row = logits.softmax(-1)[:, :, 0].mean(1)
-    return out, row[:, 1:]
+    return out + block.ls_2(block.mlp(block.ln_2(out))), query, key
+
+
+def fold_quick_gelu(visual: Any) -> Any:
+    """`visual` with every QuickGELU x sigmoid(1.702 x) as one SiLU: silu(1.702 x) / 1.702.
+
+    The factors move into the matrices around it, which is exact but for rounding; QuickGELU itself
+    is three passes over the widest tensors of a block.
+    """
+    for block in visual.transformer.resblocks:
+        if isinstance(block.mlp.gelu, open_clip.transformer.QuickGELU):
+            block.mlp.gelu = nn.SiLU()
+            for tensor in (block.mlp.c_fc.weight, block.mlp.c_fc.bias):
+                tensor.data.mul_(QUICK)
+            block.mlp.c_proj.weight.data.div_(QUICK)
+    return visual
 
 
 def build_clip(model: dict[str, Any]) -> open_clip.CLIP:

@@ -100,8 +100,16 @@ class DalleEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, codes, H/8, W/8) of images (B, 3, H, W) in [0, 1]."""
-        logits: Tensor = self.blocks(squeeze(images))
+        *groups, output = self.blocks
+        hidden = squeeze(images).to(self.blocks.input.weight.dtype)  # type: ignore[arg-type, union-attr]
+        for group in groups:
+            hidden = group(hidden)
+        logits: Tensor = output(hidden.float())
         return logits
+
+    def halves(self) -> list[nn.Module]:
+        """What may run in half precision once it is frozen: all but the logits, as at OpenAI."""
+        return list(self.blocks)[:-1]
 
     def codes(self, images: Tensor) -> Tensor:
         """Codes (B, N) int64, row by row."""

@@ -15,14 +15,19 @@ from methods.errors import StageError
 from methods.teachers.folder import read_card
 
 
+from methods.teachers.half import Copies, dtype_around
 class FrozenTokenizer(nn.Module):
-    """Any network with `codes(images)` and the attributes size, grid and image; never trained."""
+    """Any network with `codes(images)` and the attributes size, grid and image; never trained.
+
+    Where it has `halves()`, the parts that may run in half precision do so under autocast.
+    """
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network: Any = network.eval().requires_grad_(False)
         self.size: int = network.size
         self.grid: tuple[int, int] = network.grid
+        self.copies = Copies(self.network, lambda network: network.halves())
         self.image: int = network.image
 
     def train(self, mode: bool = True) -> FrozenTokenizer:
@@ -38,7 +43,12 @@ class FrozenTokenizer(nn.Module):
         if images.shape[-2:] != (self.image, self.image):
             found = "x".join(str(side) for side in images.shape[-2:])
             raise StageError("layout", f"the tokenizer reads {self.image} px images, not {found}")
-        codes: Tensor = self.network.codes(images.float())
+        if not hasattr(self.network, "halves"):
+            codes: Tensor = self.network.codes(images.float())
+            return codes
+        network = self.copies.get(dtype_around(images), images.device)
+        with torch.autocast(images.device.type, enabled=False):
+            codes = network.codes(images.float())
         return codes
 
     forward = codes

@@ -140,9 +140,14 @@ class VqkdNetwork(nn.Module):
         self.encode_task_layer = task_layer(width, code_dimension)
         self.decode_task_layer = task_layer(width, target)
 
+    def halves(self) -> list[nn.Module]:
+        """What may run in half precision once it is frozen; codes are picked in float32."""
+        return [self.encoder]
+
     def encode(self, images: Tensor) -> Tensor:
         """Unit tokens (B, N, C) float32 of images (B, 3, H, W) in [0, 1]."""
-        features = patch_tokens(self.encoder, images * 2 - 1)
+        images = (images * 2 - 1).to(self.encoder.patch_embed.proj.weight.dtype)
+        features = patch_tokens(self.encoder, images)
         with torch.autocast(images.device.type, enabled=False):
             return F.normalize(self.encode_task_layer(features.float()), dim=-1)
 
