@@ -21,10 +21,12 @@ from evals.segmentation_data import (
 )
 from evals.segmentation_mmseg import EncoderDecoder, IoUMetric, PixelData, SegDataSample
 from evals.segmentation_model import build_segmentor, norm_layer
+from evals.segmentation_pictures import strips
 from methods.data.stream import Stream, evaluation_batches, split_batch
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
+from methods.engine.pictures import draw
 from methods.engine.work import Layout, Work
 from methods.errors import StageError
 
@@ -115,7 +117,10 @@ def run(task: Segmentation, work: Work) -> dict[str, float]:
     # preprocessor, which holds the mean, moves to the device with its module.)
     module = SegmentorLoss(segmentor).to(device).to(memory_format=torch.channels_last)
     fit(Segmenting(module, task), optimisation, stream, work, len(train), task.seed)
-    return evaluate(segmentor.to(device), open_pictures(task, work.data, "validation"), layout)
+    validation = open_pictures(task, work.data, "validation")
+    metrics = evaluate(segmentor.to(device), validation, layout)
+    draw(work, lambda: strips(validation, lambda packed: predictions(segmentor, packed)))
+    return metrics
 
 
 @torch.no_grad()
@@ -127,7 +132,7 @@ def evaluate(segmentor: EncoderDecoder, pictures: Pictures, layout: Layout) -> d
     areas = torch.zeros(4, classes, dtype=torch.float64, device=device)
     size = layout.device_batch or 16
     for batch in evaluation_batches(pictures, ValidationSample(pictures), size, layout):
-        for sample in _predictions(segmentor, batch["packed"]):
+        for sample in predictions(segmentor, batch["packed"]):
             predicted, wanted = (
                 sample.pred_sem_seg.data.squeeze(0),
                 sample.gt_sem_seg.data.squeeze(0),
@@ -141,9 +146,7 @@ def evaluate(segmentor: EncoderDecoder, pictures: Pictures, layout: Layout) -> d
     return {name: 100 * float(np.nanmean(found[key])) for name, key in names.items()}
 
 
-def _predictions(
-    segmentor: EncoderDecoder, packed: list[dict[str, Any]]
-) -> Iterator[SegDataSample]:
+def predictions(segmentor: EncoderDecoder, packed: list[dict[str, Any]]) -> Iterator[SegDataSample]:
     """The samples with their predictions; neighbours of one size go through together."""
 
     def shapes(each: dict[str, Any]) -> tuple[Any, Any]:

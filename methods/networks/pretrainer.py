@@ -39,10 +39,7 @@ class Pretrainer(nn.Module):
         micro: image (B, 3, H, W) normalised, mask (B, N) bool, True = hidden, and targets, for each
         objective the rows that it reads.
         """
-        encoded = self.encoder(
-            micro["image"], micro["mask"], self.decoder.early_layer, self.hidden_only
-        )
-        predictions = self.decoder(encoded)
+        predictions = self.predict(micro)
         terms = [
             loss(predictions[objective.prediction], target)
             for objective, loss, target in zip(
@@ -55,6 +52,14 @@ class Pretrainer(nn.Module):
             return {"loss": total}
         named = zip(_names(self.objectives), terms, strict=True)
         return {"loss": total, **{f"loss_{name}": term.detach() for name, term in named}}
+
+    def predict(self, micro: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The decoder's predictions by name; see `methods.parts.decoder.Decoder.build`."""
+        encoded = self.encoder(
+            micro["image"], micro["mask"], self.decoder.early_layer, self.hidden_only
+        )
+        predictions: dict[str, Tensor] = self.decoder(encoded)
+        return predictions
 
 
 def _outputs(objectives: tuple[Objective, ...], widths: list[int]) -> dict[str, Output]:

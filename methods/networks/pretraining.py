@@ -13,8 +13,10 @@ from methods.data.augment import ToSample
 from methods.data.stream import Stream
 from methods.engine import distributed
 from methods.engine.loop import fit
+from methods.engine.pictures import draw
 from methods.errors import StageError
 from methods.networks.export import export
+from methods.networks.pictures import strips
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.parts.model import Method
 from methods.pretrain import milestone_folder
@@ -47,6 +49,7 @@ def pretrain(task: Pretraining, work: Work) -> dict[str, float]:
     if distributed.rank() == 0:
         student = trainable.pretrainer.encoder
         export(student, method.encoder, method.augmentation.statistics, work.folder)
+    draw(work, lambda: strips(task, trainable, work))
     return last_losses(work)
 
 

@@ -17,10 +17,11 @@ from methods.data.stream import Stream, evaluation_batches
 from methods.engine import distributed
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
+from methods.engine.pictures import draw
 from methods.parts.augment import EvaluationTransform
 from methods.teachers.dalle import STRIDE
 from methods.teachers.dalle_network import MARGIN, DalleDecoder, DalleEncoder, card_of, squeeze
-from methods.teachers.tokenizer import save
+from methods.teachers.tokenizer import save, usage_strip
 from methods.teachers.vqkd_training import check_usage, perplexity
 
 if TYPE_CHECKING:
@@ -38,11 +39,12 @@ def train(task: DvaeTraining, work: Work) -> dict[str, float]:
     trainable = DvaeTrainable(task, len(source))
     fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
     network = trainable.network.eval()
-    metrics = measure(network, task.data.open(work.data, "validation"), work.layout)
+    metrics, counts = measure(network, task.data.open(work.data, "validation"), work.layout)
     work.log(task.optimisation.steps(len(source)), **metrics)
     check_usage(metrics["usage"], task.codes, task.minimum_usage)
     if work.layout.rank == 0:
         save(work.folder, network.encoder, card_of(task.network, "trained here"))
+    draw(work, lambda: [usage_strip(counts)])
     return metrics
 
 
@@ -141,8 +143,11 @@ class DvaeTrainable:
 
 
 @torch.no_grad()
-def measure(network: Dvae, source: ImageFolder, layout: Layout) -> dict[str, float]:
-    """usage, perplexity and mean absolute pixel error with hard codes on a split."""
+def measure(network: Dvae, source: ImageFolder, layout: Layout) -> tuple[dict[str, float], Tensor]:
+    """usage, perplexity and mean absolute pixel error with hard codes on a split.
+
+    And how often each code occurs, (codes,).
+    """
     encoder, device = network.encoder, next(network.parameters()).device
     counts = torch.zeros(encoder.size, dtype=torch.float64, device=device)
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -158,4 +163,5 @@ def measure(network: Dvae, source: ImageFolder, layout: Layout) -> dict[str, flo
     distributed.all_reduce(counts)
     errors, seen = distributed.all_reduce(total).tolist()
     usage = float((counts > 0).double().mean())
-    return {"usage": usage, "perplexity": perplexity(counts), "reconstruction": errors / seen}
+    metrics = {"usage": usage, "perplexity": perplexity(counts), "reconstruction": errors / seen}
+    return metrics, counts

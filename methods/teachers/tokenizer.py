@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from methods.engine.pictures import Strip, heat
 from methods.errors import StageError
 from methods.teachers.folder import read_card
 
@@ -84,3 +86,19 @@ def save(folder: Path, network: nn.Module, card: dict[str, Any]) -> None:
     state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
     save_file(state, folder / "tokenizer.safetensors")
     (folder / "tokenizer.json").write_text(json.dumps(card, indent=2) + "\n")
+
+
+def usage_strip(counts: Tensor) -> Strip:
+    """How often each code occurs, counts (codes,): a square of codes, the most frequent first."""
+    shares, codes = counts.double() / counts.sum().clamp(min=1), len(counts)
+    rows = math.isqrt(codes - 1) + 1
+    squares = shares.new_full((rows * rows,), torch.nan)
+    squares[:codes] = shares.sort(descending=True).values
+    squares[squares == 0] = torch.nan
+    used, most = int((counts > 0).sum()), float(shares.max())
+    text = (
+        f"codebook on the validation images: {used} of {codes} codes are used, the most frequent "
+        f"first; brightness is the share of patches, none (dark) to {most:.2%} (bright)"
+    )
+    tile = heat(squares.view(rows, rows), max(2, 128 // rows), most)
+    return Strip("1-codebook", text, [tile])

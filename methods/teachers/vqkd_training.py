@@ -15,10 +15,11 @@ from methods.data.stream import Stream, evaluation_batches
 from methods.engine import distributed
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
+from methods.engine.pictures import draw
 from methods.errors import StageError
 from methods.parts.augment import EvaluationTransform
 from methods.teachers.folder import load_teacher
-from methods.teachers.tokenizer import save
+from methods.teachers.tokenizer import save, usage_strip
 from methods.teachers.vqkd_network import VqkdNetwork, card_of
 
 if TYPE_CHECKING:
@@ -38,13 +39,14 @@ def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
     network = trainable.network.eval()
     validation = task.data.open(work.data, "validation")
-    metrics = measure(network, trainable.teacher, validation, work.layout)
+    metrics, counts = measure(network, trainable.teacher, validation, work.layout)
     work.log(task.optimisation.steps(len(source)), **metrics)
     check_usage(metrics["usage"], task.codes, task.minimum_usage)
     if work.layout.rank == 0:
         arguments = task.network(teacher.widths["projected"])
         save(work.folder, network, card_of(arguments, "trained here"))
     return metrics
+    draw(work, lambda: [usage_strip(counts)])
 
 
 def check_usage(usage: float, codes: int, minimum: float) -> None:
@@ -166,9 +168,15 @@ def perplexity(counts: Tensor) -> float:
 
 @torch.no_grad()
 def measure(
-    network: VqkdNetwork, teacher: FrozenClip, source: ImageFolder, layout: Layout
-) -> dict[str, float]:
-    """usage (share of the codes that occur), perplexity, reconstruction (1 - cosine) of a split."""
+    network: VqkdNetwork,
+    teacher: FrozenClip | FrozenEncoder,
+    source: ImageFolder,
+    layout: Layout,
+) -> tuple[dict[str, float], Tensor]:
+    """usage (share of the codes that occur), perplexity, reconstruction (1 - cosine) of a split.
+
+    And how often each code occurs, (codes,).
+    """
     device = network.quantize.cluster_size.device
     counts = torch.zeros(network.size, dtype=torch.float64, device=device)
     total = torch.zeros(2, dtype=torch.float64, device=device)
@@ -187,3 +195,4 @@ def measure(
         "perplexity": perplexity(counts),
         "reconstruction": distance_sum / images_seen,
     }
+    return metrics, counts
