@@ -1,8 +1,7 @@
-"""Cards of the HTML page: what ran under which protocol, in which environment, and its pictures."""
+"""Cards of the HTML page: what ran under which protocol, in which environment; missing cells."""
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -16,8 +15,6 @@ from harness.report.table import clean
 
 HIDDEN = ("seed", "threads")
 WORDS = {"missing": "pending"}  # as the tables say it
-PICTURE_BYTES = 3_000_000
-PAGE_PICTURE_BYTES = 40_000_000
 
 
 def flat(plain: Any, path: str = "") -> Iterator[tuple[str, str]]:
@@ -154,24 +151,3 @@ def _planned(report: Report) -> int:
 def _command(text: str) -> Safe:
     copy = element("button", "Copy", type="button", data_copy=text)
     return element("div", element("code", text), copy, class_="command")
-
-
-def pictures(report: Report, found: list[Row]) -> list[Safe]:
-    """What stages left in pictures/*.png, by row, as data URIs; the first seed that has any."""
-    parts, room = [], PAGE_PICTURE_BYTES
-    for row in found[:ROWS]:
-        keys = dict.fromkeys(each[name] for name in ("pretrain_key", "key") for each in row.records)
-        drawn = []
-        for name, data in ((n, d) for k in keys if k for n, d in report.source.pictures(k).items()):
-            if len(data) <= min(PICTURE_BYTES, room):
-                room -= len(data)
-                drawn.append(_picture(f"{row.label}: {clean(name)}", data))
-        if drawn:
-            parts += [element("h3", row.label), element("div", drawn, class_="pictures")]
-    return parts
-
-
-def _picture(title: str, data: bytes) -> Safe:
-    source = "data:image/png;base64," + base64.b64encode(data).decode()
-    image = element("img", src=source, alt=title, loading="lazy")
-    return element("figure", image, element("figcaption", title))

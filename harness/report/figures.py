@@ -125,13 +125,14 @@ def _curve(report: Report, row: Row, kind: str, metric: str) -> Iterator[Curve]:
         keys = dict.fromkeys(each["pretrain_key"] for each in row.records)
     else:
         keys = dict.fromkeys(each["key"] for each in row.cell(kind))
-    seeds = [_steps(report.source.history(key), metric) for key in keys if key]
+    seeds = [steps(report.source.history(key), metric) for key in keys if key]
     seeds = [each for each in seeds if len(each[0]) > 1]
     if seeds:
         yield _band(row, seeds)
 
 
-def _steps(lines: list[dict[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+def steps(lines: list[dict[str, Any]], metric: str) -> tuple[list[float], list[float]]:
+    """The steps at which a metric was logged, and its values there; without NaN."""
     found = [(line["step"], line[metric]) for line in lines if metric in line and "step" in line]
     known = [(float(s), float(v)) for s, v in found if v == v and isinstance(v, int | float)]
     return [step for step, _ in known], [value for _, value in known]

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness.report import cards, figures, formats, numbers
+from harness.report import cards, figures, formats, numbers, pictures
 from harness.report.build import Report
 from harness.report.markup import Safe, element
 from harness.report.rows import Row, evaluations_of
@@ -63,7 +63,7 @@ def _sections(report: Report, found: list[Row], evals: list[str]) -> list[object
         ),
         cards.missing(report),
         _section("Curves", "curves", *figures.curves(report, found, evals)),
-        _section("Pictures", "pictures", *cards.pictures(report, found)),
+        _section("Pictures", "pictures", *pictures.pictures(report, found)),
         _section("Protocols", "protocols", *cards.protocols(report, found, evals)),
         _section("Environment", "environment", cards.environment(report)),
     ]
