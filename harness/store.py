@@ -16,7 +16,7 @@ from harness.stage import KINDS, Stage, stage_record
 from methods.errors import InputError
 from methods.values import from_plain
 
-RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "state", "pictures", ALARMS)
+RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "state", "pictures")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from methods.data.imagefolder import ImageFolder
     from methods.engine.work import Layout, Work
     from methods.teachers.clip_network import FrozenClip
+    from methods.teachers.encoder_network import FrozenEncoder
     from methods.teachers.vqkd import VqkdTraining
 
 
@@ -45,8 +46,8 @@ def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     if work.layout.rank == 0:
         arguments = task.network(teacher.widths["projected"])
         save(work.folder, network, card_of(arguments, "trained here"))
-    return metrics
     draw(work, lambda: [usage_strip(counts)])
+    return metrics
 
 
 def check_usage(usage: float, codes: int, minimum: float) -> None:
@@ -96,7 +97,9 @@ def reconstruction_loss(predicted: Tensor, target: Tensor) -> Tensor:
 class VqkdTrainable:
     """What `fit` trains; the teacher stays outside of the module."""
 
-    def __init__(self, task: VqkdTraining, teacher: FrozenClip, images: int) -> None:
+    def __init__(
+        self, task: VqkdTraining, teacher: FrozenClip | FrozenEncoder, images: int
+    ) -> None:
         self.network = VqkdNetwork(**task.network(teacher.widths["projected"]))
         self.module: nn.Module = VqkdLoss(self.network, task.commitment)
         self.task, self.teacher = task, teacher
@@ -190,7 +193,7 @@ def measure(
         total += total.new_tensor([float(distance) * len(images), len(images)])
     distributed.all_reduce(counts)
     distance_sum, images_seen = distributed.all_reduce(total).tolist()
-    return {
+    metrics = {
         "usage": float((counts > 0).double().mean()),
         "perplexity": perplexity(counts),
         "reconstruction": distance_sum / images_seen,
