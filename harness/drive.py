@@ -38,6 +38,10 @@ class LocalRun:
     mine: dict[str, Attempt] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        # The longest chain goes first, so that what needs it does not wait for a free slot twice.
+        self.behind = stages_behind(self.plan)
+
     def until_settled(self, show: Show) -> dict[str, Decision]:
         """Submits what is ready, as slots come free; returns the decisions when nothing is left.
 
@@ -61,7 +65,8 @@ class LocalRun:
         with self.store.lock():
             decisions = self.look()
             running = sum(key in self.mine for key, each in decisions.items() if each.job)
-            for decision in list(ready(decisions))[: max(0, self.jobs - running)]:
+            waiting = sorted(ready(decisions), key=lambda each: -self.behind[each.stage.key])
+            for decision in waiting[: max(0, self.jobs - running)]:
                 self.submit(decision)
             return self.look() if running < self.jobs else decisions
 
@@ -93,7 +98,7 @@ class LocalRun:
             if key in live:
                 continue
             del self.mine[key]
-            if self.store.outcome(attempt.folder) is None:
+            if attempt.folder.is_dir() and self.store.outcome(attempt.folder) is None:
                 message = "the process ended without an outcome (killed, perhaps for its memory)"
                 error = {"reason": "memory", "message": message}
                 outcome = Outcome("failed", error=error, attempt=attempt.id, finished=time.time())
@@ -114,7 +119,8 @@ def _settled(
         if not found.submit:
             continue
         if key in tried:
-            why = found.outcome.reason if found.outcome else "stopped"
+            ended = "stopped" if found.folder.is_dir() else "its folder was removed"
+            why = found.outcome.reason if found.outcome else ended
             decisions[key] = Decision(stage, found.folder, "failed", why, outcome=found.outcome)
         elif stopped := [
             each.path
@@ -124,3 +130,12 @@ def _settled(
             why = f"needs {stopped[0]}, which failed"
             decisions[key] = Decision(stage, found.folder, "blocked", why)
     return decisions
+
+
+def stages_behind(plan: Plan) -> dict[str, int]:
+    """By key, the length of the longest chain of stages that need the stage."""
+    behind = dict.fromkeys(plan.stages, 0)
+    for key, stage in reversed(plan.stages.items()):
+        for needed in stage.needs.values():
+            behind[needed.key] = max(behind[needed.key], behind[key] + 1)
+    return behind

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from harness.commands import provenance_of
+from harness.launch import provenance_of
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import about_stage, decide, open_attempt
-from harness.store import Store, read_table
+from harness.store import Store
 from harness.study import Study, StudyRow, load_scale
 from harness.worker import run_attempt
 from methods.errors import InputError, StageError
+from methods.parts.exported import read_exported
 from methods.pretrain import ImportedEncoder
 from methods.released import Imported, export_encoder
 
@@ -79,15 +80,15 @@ def _command(options: argparse.Namespace, task: ImportedEncoder) -> str:
 def take_out(options: argparse.Namespace) -> int:
     """Writes the encoder of a finished pretrain stage as one file, and says how to load it."""
     folder = Store(options.store).match(options.key)
-    about = read_table(folder / "encoder.json")
-    if folder.parent.name != "pretrain" or about is None:
+    if folder.parent.name != "pretrain" or not (folder / "encoder.json").exists():
         raise InputError(f"{folder}: no finished pretraining, so there is no encoder")
+    about = read_exported(folder)
     path = options.out or Path(f"{folder.name}-{options.format}.safetensors")
     export_encoder(folder, path, options.format)
     print(path)
     if options.format == "timm":
-        words = [repr(about["model"])]
-        words += [f"{name}={value!r}" for name, value in about["arguments"].items()]
+        words = [repr(about.model)]
+        words += [f"{name}={value!r}" for name, value in about.arguments.items()]
         words.append(f"checkpoint_path={str(path)!r}")
         print(f"timm.create_model({', '.join(words)})", file=sys.stderr)
     return 0

@@ -1,4 +1,4 @@
-"""The local backend: each attempt in a process of its own, started by submitit's local executor."""
+"""The local backend: each attempt a process of its own, a job of submitit's local executor."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import signal
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from harness import provenance
 from harness.backends import Attempt, JobState
+
+if TYPE_CHECKING:
+    from harness.backends.forking import Forking
 
 SIGN_OF_LIFE_SECONDS = 60.0
 
@@ -22,36 +25,22 @@ class LocalBackend:
     name = "local"
 
     def __init__(self) -> None:
-        self.started: dict[str, Any] = {}
+        self.forking: dict[Path | None, Forking] = {}
 
     def submit(self, attempt: Attempt) -> str:
-        from submitit import LocalExecutor
-
+        from harness.backends.forking import Forking, ForkingExecutor
         from harness.worker import StageJob
 
-        executor = LocalExecutor(folder=attempt.place)
-        executor.update_parameters(timeout_min=60 * 24 * 30, stderr_to_stdout=True)
-        environment = dict(os.environ)
-        if attempt.code is not None:
-            os.environ["PYTHONPATH"] = str(attempt.code.resolve())
-        # submitit's controller kills its task a second after Ctrl-C, too soon to save a checkpoint:
-        # what is started while SIGINT is ignored goes on ignoring it, until the worker listens.
-        handler = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        try:
-            job = executor.submit(StageJob(str(attempt.place.resolve())))
-        finally:
-            signal.signal(signal.SIGINT, handler)
-            os.environ.clear()
-            os.environ.update(environment)
-        self.started[attempt.id] = job
+        if attempt.code not in self.forking:
+            self.forking[attempt.code] = Forking(attempt.code)
+        executor = ForkingExecutor(attempt.place, attempt.kind, self.forking[attempt.code])
+        job = executor.submit(StageJob(str(attempt.place.resolve())))
         return f"{job.job_id}.{_start_of(int(job.job_id))}"
 
     def query(self, attempts: Iterable[Mapping[str, object]]) -> dict[str, JobState]:
         found = {}
         for attempt in attempts:
-            name, job = str(attempt["attempt"]), str(attempt.get("job_id") or "")
-            if name in self.started:
-                self.started[name]._process.poll()  # reaps it, else it would look alive
+            name, job = str(attempt.get("attempt")), str(attempt.get("job_id") or "")
             if job and attempt.get("host") == provenance.host():
                 state = "running" if _alive(job) else "dead"
                 found[name] = JobState(state, job, node=provenance.host())  # type: ignore[arg-type]
@@ -61,16 +50,15 @@ class LocalBackend:
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Asks each stage to save its state and leave, and kills what has not left in a minute."""
-        pids = [pid for job in jobs if _alive(job) for pid in _tree(int(job.partition(".")[0]))]
-        for pid in pids:
-            _signal(pid, signal.SIGTERM)
+        jobs = [job for job in jobs if _alive(job)]
+        for job in jobs:
+            _signal(job, signal.SIGTERM)
         until = time.monotonic() + 60
-        while time.monotonic() < until and any(_running(pid) for pid in pids):
-            for job in self.started.values():
-                job._process.poll()
+        while time.monotonic() < until and any(_alive(job) for job in jobs):
             time.sleep(0.05)
-        for pid in pids:
-            _signal(pid, signal.SIGKILL)
+        for job in jobs:
+            if _alive(job):
+                _signal(job, signal.SIGKILL)
 
 
 def _fresh(attempt: Mapping[str, object]) -> bool:
@@ -78,9 +66,9 @@ def _fresh(attempt: Mapping[str, object]) -> bool:
     place = attempt.get("folder")
     try:
         age = time.time() - (Path(str(place)) / "owner.json").stat().st_mtime
-    except OSError:
+    except (OSError, ValueError):
         return False
-    return age < SIGN_OF_LIFE_SECONDS
+    return abs(age) < SIGN_OF_LIFE_SECONDS  # a clock may have been put back since
 
 
 def _start_of(pid: int) -> str:
@@ -94,22 +82,9 @@ def _start_of(pid: int) -> str:
 
 def _alive(job: str) -> bool:
     pid, _, start = job.partition(".")
-    return pid.isdecimal() and _start_of(int(pid)) == start != ""
+    return pid.isdecimal() and len(pid) < 11 and _start_of(int(pid)) == start != ""
 
 
-def _running(pid: int) -> bool:
-    return _start_of(pid) != ""
-
-
-def _tree(pid: int) -> list[int]:
-    """The processes below `pid` that do the work (submitit's controller waits for them)."""
-    try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    except OSError:
-        return []
-    return [int(child) for child in children] or [pid]
-
-
-def _signal(pid: int, number: int) -> None:
+def _signal(job: str, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, number)
+        os.kill(int(job.partition(".")[0]), number)

@@ -1,0 +1,98 @@
+"""What a command line asks for: a plan, a cluster, and the backend that runs it there."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from harness.backends import Backend, BackendUnavailable, JobState
+from harness.backends.local import LocalBackend
+from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
+from harness.plan import Plan, make_plan, parse_changes
+from harness.run import live_jobs
+from harness.store import Store, read_table
+from harness.study import Study, load_scale, load_study, plan_name
+from methods.errors import InputError
+from methods.values import from_plain, to_plain
+
+# Options that say themselves which rows are meant.
+NARROWING = ("methods", "evals", "seeds", "changes", "schedule", "weights")
+
+
+def asked_plan(options: argparse.Namespace) -> Plan:
+    """The plan of the study with what the command line replaces in it."""
+    study = load_study(options.study)
+    if options.methods is not None:
+        study = study.only(_words(options.methods))
+    if options.schedule:
+        study = study.with_schedule(options.schedule)
+    for word in options.weights:
+        study = study.with_weights(*_weights(word))
+    lists: dict[str, Any] = {}
+    if options.evals is not None:
+        lists["evals"] = list(_words(options.evals))
+    if options.seeds is not None:
+        lists["seeds"] = [_seed(word) for word in _words(options.seeds)]
+    if lists:
+        study = from_plain(Study, {**to_plain(study, declared=Study), **lists}, "command line")
+    scale = load_scale(options.scale or study.scale)
+    return make_plan(study, scale, parse_changes(options.changes))
+
+
+def shown_plan(options: argparse.Namespace) -> Plan:
+    """The plan that was last run under this study's name, unless the command line narrows it."""
+    study = load_study(options.study)
+    name = plan_name(study, options.scale or study.scale)
+    record = read_table(options.store / "studies" / f"{name}.json") or {}
+    words = record.get("command")
+    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+        return asked_plan(options)
+    if any(getattr(options, each) for each in NARROWING) or words[:2] != ["harness", "run"]:
+        return asked_plan(options)
+    from harness.cli import parser
+
+    return asked_plan(parser().parse_args(words[1:]))
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _weights(word: str) -> tuple[str, str]:
+    method, equals, file = word.partition("=")
+    if not (method and equals and file):
+        raise InputError(f"--weights {word}: expected METHOD=FILE")
+    return method, file
+
+
+def _seed(word: str) -> int:
+    if not (word.isdecimal() and len(word) < 11):
+        raise InputError(f"--seeds: {word!r} is not a whole number")
+    return int(word)
+
+
+def asked_cluster(options: argparse.Namespace) -> Cluster:
+    """The profile, with sbatch's options from the command line over it."""
+    given = {name: getattr(options, name.replace("-", "_")) for name in FLAGS}
+    extra = dict(word.partition("=")[::2] for word in options.sbatch)
+    flags = {name: value for name, value in given.items() if value is not None}
+    return with_flags(load_cluster(options.cluster), flags, extra)
+
+
+def known_jobs(store: Store, plan: Plan, backend: Backend) -> dict[str, JobState]:
+    """The live jobs, or none and a warning where the scheduler does not answer."""
+    try:
+        return live_jobs(store, plan, backend)
+    except BackendUnavailable as error:
+        print(f"warning: {error}; stages may be further than shown", file=sys.stderr)
+        return {}
+
+
+def backend_of(cluster: Cluster) -> Backend:
+    """The profile's backend: never guessed."""
+    if cluster.backend == "local":
+        return LocalBackend()
+    from harness.backends.slurm import SlurmBackend
+
+    return SlurmBackend(cluster)
