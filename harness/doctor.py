@@ -24,6 +24,7 @@ PROBLEM_GIGABYTES, WARNING_GIGABYTES = 1, 10
 FETCH = {
     "ReleasedClip": "methods.teachers.released_clip",
     "ReleasedVqkd": "methods.teachers.vqkd_network",
+    "ReleasedEncoder": "methods.teachers.encoder_network",
     "ReleasedDalle": "methods.teachers.dalle_network",
 }
 
@@ -113,7 +114,7 @@ def released(role: str, value: Any, root: Path) -> Finding:
     except (StageError, OSError) as error:
         users = [each for each in methods.names() if role in methods.get(each).needs]
         asked = any(row.method in users for row in load_study("comparison").all_rows())
-        told = f"{error} (for {', '.join(users)})"
+        told = f"{error} (for {', '.join(users) or 'studies that name it'})"
         return Finding("problem" if asked else "warning", name, told)
     return Finding("ok", name, str(path))
 

@@ -12,9 +12,11 @@ from harness.stage import EVALUATIONS, Stage, task_class
 from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow, evaluations
 from methods.errors import InputError
 from methods.pretrain import ImportedEncoder, Pretraining
-from methods.values import by_type, did_you_mean, to_plain, with_fields
+from methods.teachers import PretrainedEncoder
+from methods.values import by_type, did_you_mean, refuse_deep, to_plain, with_fields
 
-SET_KINDS = ("pretrain", "teacher", "tokenizer", *EVALUATIONS)
+FROZEN = ("teacher", "tokenizer")
+SET_KINDS = ("pretrain", *FROZEN, *EVALUATIONS)
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,10 @@ class Plan:
     stages: Mapping[str, Stage] = field(default_factory=dict)
 
     def owner(self, stage: Stage) -> Row:
-        """The row that first needs the stage."""
+        """The row whose own stage it is, or else the first that needs it."""
+        for row in self.rows:
+            if any(mine.key == stage.key for mine in row.stages.values()):
+                return row
         for row in self.rows:
             for mine in row.stages.values():
                 if any(each.key == stage.key for each in mine.lineage()):
@@ -128,6 +133,7 @@ class _Builder:
     def __init__(self, study: Study, scale: Scale, changes: Mapping[str, Any]) -> None:
         self.study, self.scale, self.changes = study, scale, changes
         self.frozen: dict[str, Stage] = {}
+        self.above: list[str] = []
 
     def row(self, row: StudyRow, seed: int) -> Row:
         where = f"study {self.study.name}, row {row.method}"
@@ -176,7 +182,7 @@ class _Builder:
         task = with_fields(task, own, where)
         try:
             task.check()
-        except ValueError as error:
+        except (ValueError, ArithmeticError) as error:
             raise InputError(f"{where}: {error}") from None
         return task
 
@@ -213,9 +219,26 @@ class _Builder:
             raise InputError(f"{where}: scale {self.scale.name} has no teacher {role!r}{hint}")
         task = _with_threads(known[role], self.scale.threads)
         task = with_fields(task, changes_for(kind, changed), where)
-        needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
-        stage = Stage(kind, role, task, needs)
+        if isinstance(task, PretrainedEncoder):
+            stage = self.pretrained(role, task, changed)
+        else:
+            needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
+            stage = Stage(kind, role, task, needs)
         return self.frozen.setdefault(stage.key, stage)
+
+    def pretrained(
+        self, role: str, teacher: PretrainedEncoder, changed: Mapping[str, Any]
+    ) -> Stage:
+        """The pretraining that stands for a teacher; of a row's changes it knows its teachers'."""
+        where = f"scale {self.scale.name}, teachers.{role}"
+        if role in self.above:
+            raise InputError(f"{where}: {' is taught by '.join((*self.above, role))}")
+        below = {path: plain for path, plain in changed.items() if path.split(".")[0] in FROZEN}
+        task = self.pretraining(teacher.method, teacher.seed, {}, where)
+        self.above.append(role)
+        needs = {each: self.frozen_stage(each, below, where) for each in task.method.needs}
+        self.above.pop()
+        return Stage("pretrain", f"{teacher.method}-s{teacher.seed}", task, needs)
 
 
 def schedule_of(row: StudyRow, where: str) -> Mapping[str, Any]:
@@ -237,8 +260,8 @@ def imported_encoder(row: StudyRow, method: Any, where: str) -> ImportedEncoder:
         path = str(Path(row.weights).absolute())
         try:
             sha256 = digest(Path(path))
-        except OSError as error:
-            told = f"{where}: weights: {row.weights} cannot be read ({error.strerror})"
+        except (OSError, ValueError) as error:
+            told = f"{where}: weights: {row.weights!r} cannot be read ({error})"
             raise InputError(told) from None
     statistics = method.augmentation.statistics
     return ImportedEncoder(method.name, method.encoder, sha256, statistics, path)
@@ -276,7 +299,9 @@ def parse_changes(words: Sequence[str]) -> dict[str, Any]:
         if not equals or not path or any(not part for part in path.split(".")):
             raise InputError(f"--set {word}: expected path=value, as in decoder.depth=2")
         try:
-            changes[path] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            changes[path] = text
+            table = tomllib.loads(f"value = {text}")
+        except (ValueError, RecursionError):
+            table = {"value": text}
+        refuse_deep(table, f"--set {path}")
+        changes[path] = table["value"] if len(table) == 1 else text
     return changes

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from harness.backends import Attempt, Backend, JobState
 from harness.plan import Plan
 from harness.stage import Stage
-from harness.store import Outcome, Store, read_table
+from harness.store import Outcome, Store, read_outcome
 from methods.errors import InputError
 
 State = Literal["done", "failed", "running", "queued", "blocked", "missing"]
@@ -38,12 +38,21 @@ def live_jobs(store: Store, plan: Plan, backend: Backend) -> dict[str, JobState]
         folder = store.folder(stage)
         if not (folder / "outcome.json").exists():
             for attempt in store.attempts(folder):
-                asked[str(attempt.get("attempt"))] = stage.key
-                attempts.append(attempt)
+                if not _elsewhere(attempt, folder):
+                    asked[str(attempt.get("attempt"))] = stage.key
+                    attempts.append(attempt)
     if not attempts:
         return {}
     states = backend.query(attempts)
     return {asked[name]: state for name, state in states.items() if state.state != "dead"}
+
+
+def _elsewhere(attempt: Mapping[str, Any], folder: Path) -> bool:
+    """Whether the attempt works in another folder, of which this one is a copy."""
+    try:
+        return not Path(str(attempt["folder"])).samefile(folder)
+    except (KeyError, OSError, ValueError):  # the store was moved
+        return False
 
 
 def decide(
@@ -105,10 +114,9 @@ def failures(folder: Path) -> int:
 
     Being stopped is no failure, nor is having started before what the stage needs was done.
     """
-    found = [read_table(path) for path in (folder / "attempts").glob("*/outcome.json")]
-    found.append(read_table(folder / "outcome.json"))
-    failed = [each for each in found if each is not None and each.get("status") == "failed"]
-    return sum((each.get("error") or {}).get("reason") != "needs" for each in failed)
+    paths = [*(folder / "attempts").glob("*/outcome.json"), folder / "outcome.json"]
+    found = [each for each in map(read_outcome, paths) if each is not None and not each.done]
+    return sum((each.error or {}).get("reason") != "needs" for each in found)
 
 
 def ready(decisions: Mapping[str, Decision]) -> Iterator[Decision]:
@@ -140,13 +148,15 @@ def open_attempt(
 def about_stage(plan: Plan, stage: Stage, provenance: Mapping[str, Any]) -> dict[str, Any]:
     """What stage.json tells people beside the task: which row of which study first needed it."""
     row = plan.owner(stage)
-    frozen = stage.kind in ("teacher", "tokenizer")
+    # Of a row itself; the others are frozen networks, which may be pretrained encoders too.
+    own = any(each.key == stage.key for each in row.stages.values())
+    method = getattr(stage.task, "method", None)
     return {
         "study": plan.study.name,
         "scale": plan.scale.name,
-        "method": stage.label if frozen else row.method,
-        "variant": "" if frozen else row.variant,
-        "seed": stage.task.seed if frozen else row.seed,
+        "method": row.method if own else method.name if method else stage.label,
+        "variant": row.variant if own else "",
+        "seed": row.seed if own else getattr(stage.task, "seed", 0),
         **provenance,
     }
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import methods
 from methods.data.sets import ImageData
 from methods.errors import StageError
 from methods.parts.encoder import Encoder
 from methods.parts.model import Method
+from methods.parts.size import StateSize
+from methods.teachers.encoder import encoder_widths
 
 # Makes the parts known that methods bring in their own files, for reading tasks from plain data.
 methods.names()
@@ -54,6 +57,21 @@ class Pretraining(EncoderTask):
         """Raise ValueError where the method's parts do not fit each other."""
         self.method.check()
 
+    @property
+    def widths(self) -> dict[str, int]:
+        """Channels of the encoder's tokens where it is a teacher; see `methods.teachers`."""
+        return encoder_widths(self.method.encoder)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the encoder's patches."""
+        return self.method.encoder.grid
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """`needs`: the tasks of the frozen networks by role. See `Method.state_size`."""
+        size = self.method.state_size(needs)
+        return replace(size, exported=size.exported * (1 + len(self.milestones)))
+
     def run(self, work: Work) -> dict[str, float]:
         """Train, then write encoder.safetensors and encoder.json; the last logged losses.
 
@@ -90,6 +108,10 @@ class ImportedEncoder(EncoderTask):
         if work.layout.rank:
             return {}
         return {"tensors": float(self.read(work.folder).loaded)}
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Nothing but the encoder."""
+        return StateSize(exported=self.encoder.state_size.exported)
 
     def read(self, folder: Path | None = None) -> Imported:
         """Check the file, and write the encoder into `folder` if there is one. As `run` raises."""

@@ -41,7 +41,7 @@ def test_every_study_of_the_package_loads() -> None:
 @pytest.mark.parametrize("name", ABLATIONS)
 def test_every_row_builds_and_is_another(name: str, scale: Scale) -> None:
     plan = make_plan(load_study(name), scale)
-    assert kinds(plan)["pretrain"] == len(plan.rows)
+    assert len({row.stages["pretrain"].key for row in plan.rows}) == len(plan.rows)
     assert sum(not row.changed for row in plan.rows) == 1, "the default row"
     for row in plan.rows:
         frozen = {role: stage.task for role, stage in row.stages["pretrain"].needs.items()}

@@ -25,6 +25,14 @@ class Target:
         """The name in tables."""
         raise NotImplementedError
 
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        """Those (or the classes) of a prediction; the tasks of the frozen networks tell as well."""
+        raise NotImplementedError
+
+    def averages_size(self, method: Any) -> int:
+        """Numbers of moving averages that the target keeps of the method's network."""
+        return 0
+
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         """What computes the target, given the frozen networks by role."""
         raise NotImplementedError
@@ -42,6 +50,9 @@ class Pixels(Target):
     def describe(self) -> str:
         return "normalised pixels" if self.normalise_patches else "pixels"
 
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        return 3 * int(encoder.patch) ** 2
+
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         from methods.networks.targets import PixelTarget
 
@@ -53,14 +64,14 @@ class Features(Target):
     """Tokens of a frozen teacher's last block.
 
     `tokens`: "raw" block outputs, "normalised" by the teacher's last LayerNorm, or "projected" into
-    the space shared with text. `statistics` normalise the teacher's images. `normalise` the tokens:
-    "layer" over each token's channels, "batch" each channel over the global batch; neither has
-    learned gains.
+    the space shared with text. `statistics` normalise the teacher's images ("own": by those that it
+    was trained with). `normalise` the tokens: "layer" over each token's channels, "batch" each
+    channel over the global batch; neither has learned gains.
     """
 
     teacher: str = "clip"
     tokens: Literal["raw", "normalised", "projected"] = "projected"
-    statistics: Literal["imagenet", "clip"] = "clip"
+    statistics: Literal["imagenet", "clip", "own"] = "clip"
     normalise: Literal["none", "layer", "batch"] = "none"
 
     @property
@@ -71,10 +82,22 @@ class Features(Target):
         norm = {"none": "", "layer": ", LayerNorm", "batch": ", BatchNorm"}[self.normalise]
         return f"{self.teacher.upper()} {self.tokens} tokens{norm}"
 
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        width = int(frozen[self.teacher].widths[self.tokens])
+        return width * self.parts(encoder, frozen)
+
+    def parts(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        """The teacher's tokens in a patch of the student's: several in a Swin's cells."""
+        if encoder.class_token:
+            return 1
+        rows, _ = getattr(frozen[self.teacher], "grid", encoder.grid)
+        return max(1, rows // encoder.grid[0]) ** 2
+
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         from methods.networks.targets import FeatureTarget
 
-        return FeatureTarget(self, frozen[self.teacher].widths[self.tokens])
+        channels, parts = self.channels(encoder, frozen), self.parts(encoder, frozen)
+        return FeatureTarget(self, channels, parts, encoder.grid)
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,10 @@ class Codes(Target):
         names = {"vqkd": "VQ-KD", "dalle": "DALL-E"}
         return f"{names.get(self.tokenizer, self.tokenizer)} codes"
 
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        return int(frozen[self.tokenizer].size)
+
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         from methods.networks.targets import CodeTarget
 
-        return CodeTarget(self.tokenizer, frozen[self.tokenizer].size)
+        return CodeTarget(self.tokenizer, self.channels(encoder, frozen))

@@ -71,7 +71,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
     torch.jit.load would run the archive's own `__setstate__` code, so its pickle is read here by
     an unpickler that knows tensors and inert records only; state dicts go through `weights_only`.
-    Nested "state_dict", "model" and "module" tables are opened. StageError("weights") otherwise.
+    Nested "state_dict", "model", "module" and "teacher" (DINO) tables are opened.
+    StageError("weights") otherwise.
     """
     try:
         if path.suffix == ".safetensors":
@@ -88,7 +89,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _state_of(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for name in ("state_dict", "model", "module"):
+    for name in ("state_dict", "model", "module", "teacher"):
         if isinstance(loaded, dict) and isinstance(loaded.get(name), dict):
             loaded = loaded[name]
     state = loaded if isinstance(loaded, dict) else {}

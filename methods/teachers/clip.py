@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.data.sets import ImageData, Patchwork
 from methods.parts.augment import Augmentation
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, block, convolution, linear, norm
 from methods.teachers.folder import Teacher
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
+
+VOCABULARY = 49408  # of CLIP's tokenizer
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,10 @@ class ClipTraining(Teacher):
         return {"raw": self.width, "normalised": self.width, "projected": self.embedding}
 
     @property
+    def grid(self) -> tuple[int, int]:
+        return (self.image // self.patch, self.image // self.patch)
+
+    @property
     def model(self) -> dict[str, Any]:
         """Arguments of open_clip.CLIP."""
         vision = {
@@ -89,6 +97,17 @@ class ClipTraining(Teacher):
             "layers": self.text_depth,
         }
         return {"embed_dim": self.embedding, "vision_cfg": vision, "text_cfg": text}
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        image, text, common = self.width, self.text_width, self.embedding
+        positions = 1 + (self.image // self.patch) ** 2
+        vision = convolution(3, image, self.patch, bias=False) + image + positions * image
+        vision += self.depth * block(image) + 2 * norm(image) + image * common
+        words = (VOCABULARY + self.context) * text
+        words += self.text_depth * block(text) + norm(text) + text * common
+        clip = vision + words + 1  # the scale of the logits
+        head = linear(common, 4 * common) + linear(4 * common, common)
+        return StateSize(clip + head * (self.image_image_weight > 0), exported=clip)
 
     def run(self, work: Work) -> dict[str, float]:
         """Trains, writes the teacher folder, returns zero_shot.
@@ -128,6 +147,12 @@ class ReleasedClip(Teacher):
         """Of the size that the file's name tells: OpenAI's ViT-L, else ViT-B."""
         width, projected = (1024, 768) if "ViT-L" in self.weights else (768, 512)
         return {"raw": width, "normalised": width, "projected": projected}
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """As the file's name tells its patches, at 224 pixels unless `image` says otherwise."""
+        patch = next((each for each in (14, 32) if f"-{each}" in self.weights), 16)
+        return ((self.image or 224) // patch, (self.image or 224) // patch)
 
     def run(self, work: Work) -> dict[str, float]:
         """Writes the teacher folder; StageError("weights") for a missing or foreign file."""

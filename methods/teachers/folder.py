@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from methods.errors import StageError
+from methods.parts.size import StateSize
 
 if TYPE_CHECKING:
     from methods.teachers.clip_network import FrozenClip
+    from methods.teachers.encoder_network import FrozenEncoder
     from methods.teachers.tokenizer import FrozenTokenizer
 
 Precision = Literal["inherit", "fp32", "bf16"]
@@ -18,8 +21,11 @@ Precision = Literal["inherit", "fp32", "bf16"]
 
 @dataclass(frozen=True)
 class Teacher:
-    """Base of the stages that leave a CLIP: clip.safetensors (the names of open_clip.CLIP) and
-    clip.json {"model": the arguments of open_clip.CLIP, "mean", "std", "source"}."""
+    """Base of the stages that leave a frozen teacher.
+
+    A CLIP: clip.safetensors (the names of open_clip.CLIP) and clip.json {"model": the arguments of
+    open_clip.CLIP, "mean", "std", "source"}. Any other encoder: what pretraining stages leave.
+    """
 
     kind: ClassVar[str] = "teacher"
     version: ClassVar[int] = 1
@@ -29,6 +35,15 @@ class Teacher:
     def widths(self) -> dict[str, int]:
         """Channels of the tokens, by name as FrozenClip has them: raw, normalised, projected."""
         raise NotImplementedError
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches."""
+        raise NotImplementedError
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of the network in training; nothing where released weights are read and converted."""
+        return StateSize()
 
 
 @dataclass(frozen=True)
@@ -45,18 +60,20 @@ class Tokenizer:
         """Number of codes."""
         raise NotImplementedError
 
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of the network in training; nothing where released weights are read and converted."""
+        return StateSize()
+
 
 def load_teacher(
     folder: Path, grid: tuple[int, int] | None = None, precision: Precision = "inherit"
-) -> FrozenClip:
-    """The frozen CLIP of a finished teacher stage.
+) -> FrozenClip | FrozenEncoder:
+    """The frozen network of a finished teacher stage, or the encoder of a pretraining stage.
 
     `grid` is the student's (rows, columns) of patches: another one at the teacher is a
     StageError("teacher"). `precision` "inherit" runs under the autocast around the call.
     """
-    from methods.teachers.clip_network import FrozenClip
-
-    teacher = FrozenClip.load(folder, precision)
+    teacher = _load(folder, precision)
     if grid is not None and tuple(grid) != teacher.grid:
         raise StageError(
             "teacher",
@@ -64,6 +81,16 @@ def load_teacher(
             "set the teacher's image size so that both agree",
         )
     return teacher
+
+
+def _load(folder: Path, precision: Precision) -> FrozenClip | FrozenEncoder:
+    if (folder / "encoder.json").exists():
+        from methods.teachers.encoder_network import FrozenEncoder
+
+        return FrozenEncoder.load(folder, precision)
+    from methods.teachers.clip_network import FrozenClip
+
+    return FrozenClip.load(folder, precision)
 
 
 def load_tokenizer(folder: Path) -> FrozenTokenizer:
