@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,6 +11,7 @@ from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform, FineTuneAugmentation
 from methods.parts.encoder import Encoder
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, linear, norm
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -60,6 +62,12 @@ class FineTuning:
         from evals.finetune_training import run
 
         return run(self, work)
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of encoder, fresh norm and head."""
+        encoder: Any = self.encoder
+        head = norm(encoder.width) + linear(encoder.width, len(self.data.classes))
+        return StateSize(encoder.adapted_size(encoder.image, encoder.depth) + head)
 
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""

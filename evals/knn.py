@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from evals.linear import check_milestone
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform
 from methods.parts.encoder import Encoder
+from methods.parts.size import StateSize
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -49,6 +51,10 @@ class NearestNeighbours:
         from evals.knn_voting import run
 
         return run(self, work)
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Nothing is trained."""
+        return StateSize()
 
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""

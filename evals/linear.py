@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -9,6 +10,7 @@ from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform, LinearAugmentation
 from methods.parts.encoder import Encoder
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, linear
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -68,6 +70,12 @@ class LinearProbe:
         from evals.linear_training import run
 
         return run(self, work)
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of the heads and the running statistics; the encoder is no part of the checkpoint."""
+        encoder: Any = self.encoder
+        heads = (1 + len(self.rates)) * linear(encoder.width, len(self.data.classes))
+        return StateSize(heads, fixed=2 * encoder.width)
 
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""

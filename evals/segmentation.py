@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
@@ -10,6 +11,7 @@ from methods.data.sets import Ade20k, SegmentationData
 from methods.parts.augment import Statistics
 from methods.parts.encoder import Encoder
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, convolution, norm
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -100,6 +102,33 @@ class Segmentation:
         from evals.segmentation_training import run
 
         return run(self, work)
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of the encoder as far as it is used, the neck and both heads."""
+        encoder: Any = self.encoder
+        blocks = self.taken(encoder.depth)[-1] + 1
+        layers, norms = self._heads(encoder.pyramid or (encoder.width,) * 4)
+        trained = encoder.adapted_size(self.crop, blocks) + layers + sum(map(norm, norms))
+        if encoder.pyramid:  # its maps have norms of their own, without running statistics
+            trained += sum(map(norm, encoder.pyramid))
+        else:
+            trained += 3 * convolution(encoder.width, encoder.width, 2) + norm(encoder.width)
+            norms = [encoder.width, *norms]
+        # A BatchNorm keeps a mean, a variance and how many batches it has seen.
+        return StateSize(trained, fixed=sum(2 * width + 1 for width in norms))
+
+    def _heads(self, widths: tuple[int, ...]) -> tuple[int, list[int]]:
+        """Numbers in the layers of UPerHead and FCNHead on such maps; their norms' widths."""
+        own, other, classes = self.channels, self.auxiliary_channels, len(self.data.classes)
+        pools = len(self.pool_scales)
+        into = (*widths[:3], *[widths[3]] * pools)
+        narrow = sum(convolution(width, own, 1, bias=False) for width in into)
+        wide = convolution(widths[3] + pools * own, own, 3, bias=False)
+        pyramid = (3 + 4) * convolution(own, own, 3, bias=False)
+        auxiliary = convolution(widths[2], other, 3, bias=False)
+        scores = convolution(own, classes, 1) + convolution(other, classes, 1)
+        norms = [*[own] * (pools + 3 + 1 + 3 + 1), other]
+        return narrow + wide + pyramid + auxiliary + scores, norms
 
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""

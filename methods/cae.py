@@ -25,6 +25,7 @@ from methods.parts.loss import L2, CrossEntropy
 from methods.parts.masking import Blockwise
 from methods.parts.model import Method, Objective
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, linear, mlp, norm
 from methods.parts.target import Codes, Target
 
 if TYPE_CHECKING:
@@ -61,6 +62,14 @@ class LatentRegressor(Decoder):
 
         return LatentRegressorDecoder(self, student, outputs)
 
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        width, (rows, columns) = encoder.width, encoder.grid
+        attention = 3 * linear(width, width) + linear(width, width, bias=False)
+        regressor = 4 * norm(width) + attention + mlp(width) + 2 * width
+        blocks = self.depth * regressor + self.decoder_depth * encoder.block_size
+        ends = width + 2 * norm(width) + linear(width, widths["tokens"])
+        return StateSize(blocks + ends, fixed=(1 + rows * columns) * width)
+
 
 @dataclass(frozen=True)
 class OwnLatents(Target):
@@ -68,6 +77,9 @@ class OwnLatents(Target):
 
     def describe(self) -> str:
         return "own latents"
+
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        return int(encoder.width)
 
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         from methods.networks.cae import OwnLatentTarget

@@ -20,12 +20,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.parts.augment import Augmentation, Views
-from methods.parts.decoder import Decoder, Output
+from methods.parts.decoder import Decoder, Output, full_sequence_size
 from methods.parts.encoder import Encoder, ViT
 from methods.parts.loss import L2, Loss, LossFunction
 from methods.parts.masking import Cells
 from methods.parts.model import Method, Objective
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, linear, norm
 from methods.parts.target import Pixels, Target
 
 if TYPE_CHECKING:
@@ -62,6 +63,18 @@ class PixelAndFeature(Decoder):
 
         return PixelAndFeatureDecoder(self, student, outputs)
 
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        pixel = full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
+        feature = full_sequence_size(self.width, self.feature_depth, encoder, encoder.width)
+        output = widths["image"]
+        heads = self.projector_size(encoder.width, output) + self.projector_size(output, output)
+        return StateSize(pixel.trained + feature.trained + heads, pixel.fixed + feature.fixed)
+
+    def projector_size(self, width: int, output: int) -> int:
+        """Numbers of a linear layer, a norm, and a linear layer without bias."""
+        hidden = linear(width, self.projector) + norm(self.projector)
+        return hidden + linear(self.projector, output, bias=False)
+
 
 @dataclass(frozen=True)
 class MomentumBranch(Target):
@@ -76,6 +89,14 @@ class MomentumBranch(Target):
 
     def describe(self) -> str:
         return "momentum branch"
+
+    def channels(self, encoder: Any, frozen: Mapping[str, Any]) -> int:
+        return self.width
+
+    def averages_size(self, method: Any) -> int:
+        encoder = method.encoder.state_size
+        projector = method.decoder.projector_size(method.encoder.width, self.width)
+        return int(encoder.trained + encoder.fixed + projector)
 
     def build(self, encoder: Encoder, frozen: Mapping[str, Any]) -> TargetNetwork:
         from methods.networks.cmae import MomentumTarget

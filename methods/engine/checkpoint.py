@@ -19,8 +19,8 @@ from typing import IO, Any, cast
 import torch
 
 from methods.errors import StageError
+from methods.parts.size import KEPT
 
-KEPT = 2
 NAME = re.compile(r"step-(\d{10})-([0-9a-f]{64})\.pt")
 ASIDE = ".writing-"
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 from methods.parts.encoder import Encoder
+from methods.parts.size import StateSize, block, linear, norm
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,6 +59,10 @@ class Decoder:
 @dataclass(frozen=True)
 class LinearHead(Decoder):
     """One linear layer on the encoder's normalised tokens."""
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        """Of the network that `build` makes for predictions with so many channels."""
+        raise NotImplementedError
+
 
     def describe(self) -> str:
         return "linear"
@@ -71,6 +76,9 @@ class LinearHead(Decoder):
 def _check_transformer(decoder: Transformer | Prompting) -> None:
     for name in ("width", "depth", "heads"):
         if getattr(decoder, name) < 1:
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return StateSize(linear(encoder.width, widths["tokens"]))
+
             raise ValueError(f"{name} must be at least 1, not {getattr(decoder, name)}")
     if decoder.width % 4:
         raise ValueError(f"width must be a multiple of 4 (positions), not {decoder.width}")
@@ -81,6 +89,13 @@ def _check_transformer(decoder: Transformer | Prompting) -> None:
 @dataclass(frozen=True)
 class Transformer(Decoder):
     """Self-attention over visible tokens and mask tokens (MAE)."""
+
+def full_sequence_size(width: int, depth: int, encoder: Any, output: int) -> StateSize:
+    """Of a decoder of `depth` blocks that restores all positions from what the encoder saw."""
+    rows, columns = encoder.grid
+    ends = linear(encoder.width, width) + width + norm(width) + linear(width, output)
+    return StateSize(ends + depth * block(width), fixed=(1 + rows * columns) * width)
+
 
     reads: ClassVar[tuple[str, ...]] = ("drop",)
 
@@ -103,6 +118,9 @@ class Transformer(Decoder):
 @dataclass(frozen=True)
 class Prompting(Decoder):
     """Blocks that update the hidden tokens only; the visible ones are a fixed prompt (MILAN)."""
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
+
 
     reads: ClassVar[tuple[str, ...]] = ("drop",)
 
@@ -125,6 +143,9 @@ class Prompting(Decoder):
 @dataclass(frozen=True)
 class PatchAggregation(Decoder):
     """A linear head, and the same again behind a bottleneck at the class token (BEiT v2).
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
+
 
     The last class token and the patches after block `early_layer` pass `depth` more blocks to the
     prediction "aggregated"; norm and head are the linear head's unless `shared_head` is False.
@@ -154,3 +175,9 @@ class PatchAggregation(Decoder):
         from methods.networks.decoders import PatchAggregationDecoder
 
         return PatchAggregationDecoder(self, student, outputs)
+
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        heads = linear(encoder.width, widths["tokens"])
+        if not self.shared_head:
+            heads += norm(encoder.width) + linear(encoder.width, widths["aggregated"])
+        return StateSize(heads + self.depth * encoder.block_size)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from methods.parts.size import StateSize, block, convolution, norm
+
 if TYPE_CHECKING:
     from methods.networks.encoders import Student
 
@@ -27,6 +29,11 @@ class Encoder:
 
     def timm(self) -> tuple[str, dict[str, Any]]:
         """Name and arguments for `timm.create_model` of the encoder as it is exported."""
+    @property
+    def pyramid(self) -> tuple[int, ...]:
+        """Channels of its stages, where it has such of falling resolution."""
+        return ()
+
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -44,6 +51,21 @@ _SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (128
 def _size_name(encoder: ViT | Beit) -> str:
     size = _SIZES.get((encoder.width, encoder.depth), f"{encoder.depth}x{encoder.width}")
     return f"ViT-{size}/{encoder.patch}"
+    @property
+    def block_size(self) -> int:
+        """Numbers in one block, biases of the relative positions apart."""
+        raise NotImplementedError
+
+    @property
+    def state_size(self) -> StateSize:
+        """Of the network that `build` makes; `exported` is without the mask token."""
+        raise NotImplementedError
+
+    def adapted_size(self, image: int, blocks: int) -> int:
+        """Numbers in the first `blocks` blocks and all before them, as evaluations train them on
+        images of `image` pixels: learned positions, and a table of their biases a block."""
+        raise NotImplementedError
+
 
 
 def _check_sizes(encoder: ViT | Beit) -> None:
@@ -66,6 +88,11 @@ class ViT(Encoder):
 
     `hidden` patches are dropped, or replaced by a learned token.
     """
+
+def _stem_size(encoder: ViT | Beit) -> int:
+    """Numbers of the patch embedding and the class token."""
+    return convolution(3, encoder.width, encoder.patch) + encoder.width
+
 
     image: int = 224
     patch: int = 16
@@ -112,6 +139,24 @@ class Beit(Encoder):
 
     `deviation` is that of the initial weights before they are cut at one deviation.
     """
+    @property
+    def block_size(self) -> int:
+        return block(self.width, self.layer_scale is not None)
+
+    @property
+    def state_size(self) -> StateSize:
+        blocks = self.depth * self.block_size
+        model = _stem_size(self) + blocks + norm(self.width)
+        token = self.width if self.hidden == "token" else 0
+        positions = self._positions(self.image)
+        return StateSize(model + token, positions, exported=model + positions)
+
+    def adapted_size(self, image: int, blocks: int) -> int:
+        return _stem_size(self) + self._positions(image) + blocks * self.block_size
+
+    def _positions(self, image: int) -> int:
+        return (1 + (image // self.patch) ** 2) * self.width
+
 
     image: int = 224
     patch: int = 16
@@ -138,7 +183,7 @@ class Beit(Encoder):
             "embed_dim": self.width,
             "depth": self.depth,
             "num_heads": self.heads,
-            "init_values": self.layer_scale,
+            "init_values": self.layer_scale or 0.0,  # None would mean timm's own, 1e-5
             "use_abs_pos_emb": False,
             "use_rel_pos_bias": False,
             "use_shared_rel_pos_bias": True,
@@ -153,3 +198,20 @@ class Beit(Encoder):
         from methods.networks.encoders import StudentBeit
 
         return StudentBeit(self)
+
+    @property
+    def block_size(self) -> int:
+        return block(self.width, self.layer_scale is not None) - self.width  # keys have no bias
+
+    @property
+    def state_size(self) -> StateSize:
+        blocks = self.depth * self.block_size + self._table(self.image)
+        model = _stem_size(self) + blocks + norm(self.width)
+        return StateSize(model + self.width, exported=model)
+
+    def adapted_size(self, image: int, blocks: int) -> int:
+        return _stem_size(self) + blocks * (self.block_size + self._table(image))
+
+    def _table(self, image: int) -> int:
+        """Biases of the relative positions, and three for the class token."""
+        return ((2 * (image // self.patch) - 1) ** 2 + 3) * self.heads

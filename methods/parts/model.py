@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +15,7 @@ from methods.parts.encoder import Encoder
 from methods.parts.loss import CrossEntropy, Loss
 from methods.parts.masking import Masking
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize
 from methods.parts.target import Codes, Target
 
 
@@ -101,6 +104,21 @@ class Method:
     def whole_batch(self) -> bool:
         """Whether a device's share of the batch must fit at once; see `Decoder.whole_batch`."""
         return self.decoder.whole_batch
+
+    def state_size(self, frozen: Mapping[str, Any]) -> StateSize:
+        """Of encoder, decoder and targets in training, from the values alone.
+
+        `frozen`: by role what tells a teacher's `widths` or a tokenizer's `size`; the tasks will
+        do. Raises NotImplementedError where a part does not tell its size.
+        """
+        encoder = self.encoder.state_size
+        widths = {
+            each.prediction: each.target.channels(self.encoder, frozen) for each in self.objectives
+        }
+        decoder = self.decoder.state_size(self.encoder, widths)
+        averages = sum(each.target.averages_size(self) for each in self.objectives)
+        fixed = encoder.fixed + decoder.fixed + averages
+        return StateSize(encoder.trained + decoder.trained, fixed, encoder.exported)
 
     def describe_target(self) -> str:
         """The targets' names in tables, each once."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.data.sets import ImageData, Patchwork
 from methods.parts.augment import Augmentation
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, convolution
 from methods.teachers.folder import Tokenizer
 
 if TYPE_CHECKING:
@@ -15,6 +18,17 @@ if TYPE_CHECKING:
 
 STRIDE = 8
 """Pixels of a side per code: three poolings."""
+
+
+def groups_size(widths: tuple[int, ...], blocks: int, kernels: tuple[int, ...]) -> int:
+    """Numbers in groups of bottlenecks, of `widths` into the first and out of each."""
+    total = 0
+    for before, after in pairwise(widths):
+        for source in (before, *[after] * (blocks - 1)):
+            inner = pairwise((source, *(after // 4,) * 3, after))
+            total += sum(convolution(*each, k) for each, k in zip(inner, kernels, strict=True))
+            total += convolution(source, after, 1) * (source != after)
+    return total
 
 
 @dataclass(frozen=True)
@@ -67,6 +81,16 @@ class DvaeTraining(Tokenizer):
         """Arguments of DalleEncoder."""
         names = ("image", "hidden", "blocks", "codes")
         return {name: getattr(self, name) for name in names}
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """Of encoder and decoder; the encoder is exported."""
+        hidden, blocks = self.hidden, self.blocks
+        widths, start = (hidden, hidden, 2 * hidden, 4 * hidden, 8 * hidden), max(8, hidden // 2)
+        encoder = convolution(3, hidden, 7) + groups_size(widths, blocks, (3, 3, 3, 1))
+        encoder += convolution(widths[-1], self.codes, 1)
+        decoder = convolution(self.codes, start, 1) + convolution(hidden, 6, 1)
+        decoder += groups_size((start, *reversed(widths[1:])), blocks, (1, 3, 3, 3))
+        return StateSize(encoder + decoder, exported=encoder)
 
     def run(self, work: Work) -> dict[str, float]:
         """Trains; usage, perplexity, reconstruction (mean absolute error of pixels, validation).

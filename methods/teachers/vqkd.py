@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import Augmentation
 from methods.parts.optimisation import Optimisation
+from methods.parts.size import StateSize, block, convolution, linear, norm
 from methods.teachers.folder import Tokenizer
 
 if TYPE_CHECKING:
@@ -85,6 +87,18 @@ class VqkdTraining(Tokenizer):
         names = ("image", "patch", "width", "depth", "heads", "decoder_depth", "codes")
         sizes = {name: getattr(self, name) for name in names}
         return {**sizes, "code_dimension": self.code_dimension, "target": target}
+
+    def state_size(self, needs: Mapping[str, Any]) -> StateSize:
+        """`needs`: what tells the teacher's `widths`."""
+        width, dimension = self.width, self.code_dimension
+        tokens = 1 + (self.image // self.patch) ** 2
+        blocks = (self.depth + self.decoder_depth) * (block(width) - width)  # keys have no bias
+        stems = convolution(3, width, self.patch) + convolution(dimension, width, 1)
+        both = stems + blocks + 2 * (width + tokens * width + norm(width))
+        target = needs["clip"].widths["projected"]
+        ends = 2 * linear(width, width) + linear(width, dimension) + linear(width, target)
+        codes = self.codes * (dimension + 1)
+        return StateSize(both + ends, fixed=codes, exported=both + ends + codes)
 
     def run(self, work: Work) -> dict[str, float]:
         """Trains on `work.needs["clip"]`; validation usage, perplexity, reconstruction.
