@@ -19,7 +19,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import accounting
 from host import (
     PATH,
     ClusterError,
@@ -41,10 +43,19 @@ DEVICES = ("null", "zero", "full", "random", "urandom", "tty", "ptmx", "console"
 class Cluster:
     """One controller and `nodes` nodes (dev1, dev2, ...) of `gpus` fake GPUs in `folder`.
 
-    `tied`: the daemons end with this process, however it ends (for tests).
+    `tied`: the daemons end with this process, however it ends (for tests). `accounting`: with
+    slurmdbd and a database, see accounting.py.
     """
 
-    def __init__(self, folder: Path = FOLDER, nodes: int = 2, gpus: int = 4, tied: bool = False):
+    def __init__(
+        self,
+        folder: Path = FOLDER,
+        nodes: int = 2,
+        gpus: int = 4,
+        tied: bool = False,
+        accounting: bool = False,
+    ):
+        self.accounting = accounting
         self.folder = Path(folder).resolve()
         self.nodes = [f"dev{number + 1}" for number in range(nodes)]
         self.gpus = gpus
@@ -65,6 +76,8 @@ class Cluster:
         Raises ClusterError when Slurm is missing or does not come up; nothing is left then.
         """
         check_installed()
+        if self.accounting:
+            check_installed(accounting.PROGRAMS, accounting.PACKAGES)
         check_loopback()
         for last in (False, False, True):
             try:
@@ -84,9 +97,14 @@ class Cluster:
         self.start_daemon("munged")
         socket_file = Path(self._state()["socket"])
         self._wait(socket_file.is_socket, deadline)
-        self.start_daemon("slurmctld")
-        # A slurmd that finds no controller sleeps a second before it tries again.
-        self._wait(self._controller_listens, deadline)
+        if self.accounting:
+            accounting.create_database(self.folder, self._state()["run"])
+        for daemon in self._daemons()[1 : -len(self.nodes)]:
+            self.start_daemon(daemon)
+            # A slurmd that finds no controller sleeps a second before it tries again.
+            self._wait(lambda daemon=daemon: self._listens(daemon), deadline)
+        for command in accounting.associations() if self.accounting else []:
+            self._wait(lambda command=command: self.call(*command).returncode == 0, deadline)
         for node in self.nodes:
             self.start_daemon(f"slurmd-{node}")
         self._wait(self.idle, deadline)
@@ -100,7 +118,8 @@ class Cluster:
         self._kill_strays()
         for daemon in sorted(path.name for path in (self.folder / "pid").glob("slurmd-*")):
             self.stop_daemon(daemon)
-        self.stop_daemon("munged")
+        for daemon in ("slurmdbd", "mariadbd", "munged"):
+            self.stop_daemon(daemon)
         self._kill_strays()
         shutil.rmtree(self._state().get("run", self.folder / "run"), ignore_errors=True)
         shutil.rmtree(self.folder)
@@ -113,11 +132,16 @@ class Cluster:
 
         Raises ClusterError when a daemon has died.
         """
-        for daemon in ("munged", "slurmctld", *(f"slurmd-{node}" for node in self.nodes)):
+        for daemon in self._daemons():
             if self._pid(daemon) is None:
                 raise ClusterError(f"{daemon} died")
         found = self.call("sinfo", "-h", "-N", "-p", "gpu", "-o", "%N %T").stdout.split("\n")
         return {f"{node} idle" for node in self.nodes} <= set(found)
+
+    def _daemons(self) -> list[str]:
+        """In the order in which they are started."""
+        database = ["mariadbd", "slurmdbd"] if self.accounting else []
+        return ["munged", *database, "slurmctld", *(f"slurmd-{node}" for node in self.nodes)]
 
     def call(self, *command: str) -> "subprocess.CompletedProcess[str]":
         """Run a Slurm client against this cluster; the caller looks at the return code."""
@@ -129,7 +153,7 @@ class Cluster:
     # ---- single daemons and faults ---------------------------------------------------------
 
     def start_daemon(self, name: str) -> None:
-        """Start munged, slurmctld or slurmd-<node> unless it runs."""
+        """Start munged, slurmctld, slurmd-<node>, mariadbd or slurmdbd unless it runs."""
         if self._pid(name) is not None:
             return
         with open(self.folder / "log" / f"{name}.out", "ab") as output:
@@ -158,6 +182,11 @@ class Cluster:
             files = [f"--{option}={run}/{file}" for option, file in options.items()]
             key = f"--key-file={self.folder}/etc/munge.key"
             return ["munged", "--foreground", "--force", "--num-threads=2", key, *files]
+        if name == "mariadbd":
+            state = self._state()
+            return accounting.database_command(self.folder, state["run"], state["ports"][name])
+        if name == "slurmdbd":
+            return ["slurmdbd", "-D"]
         if name == "slurmctld":
             return ["slurmctld", "-D", "-f", str(self.configuration)]
         return ["slurmd", "-D", "-N", name.removeprefix("slurmd-"), "-f", str(self.configuration)]
@@ -165,7 +194,8 @@ class Cluster:
     def _daemon_environment(self, name: str) -> dict[str, str]:
         """Small on purpose: slurmd hands part of it to the jobs."""
         kept = {key: os.environ[key] for key in ("LANG", "TZ", "HOME") if key in os.environ}
-        return {**kept, **self.environment, "PATH": PATH, "SLURM_DEV_DAEMON": name}
+        conf = {"SLURM_CONF": f"{self.folder}/etc/slurmdbd.conf"} if name == "slurmdbd" else {}
+        return {**kept, **self.environment, **conf, "PATH": PATH, "SLURM_DEV_DAEMON": name}
 
     def stop_daemon(self, name: str, number: int = signal.SIGTERM, timeout: float = 20.0) -> None:
         """Signal a daemon and wait for its end; SIGKILL when it takes longer than `timeout`."""
@@ -221,20 +251,27 @@ class Cluster:
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         # The path of a Unix socket may have 107 characters, and folders of tests are long.
         run = tempfile.mkdtemp(prefix="slurm-dev-")
-        ports = free_ports(1 + len(self.nodes))
-        state = {"run": run, "socket": f"{run}/munge.sock", "port": ports[0]}
+        ports = dict(zip(self._daemons()[1:], free_ports(len(self._daemons()) - 1), strict=True))
+        munge = f"{run}/munge.sock"
+        state = {"run": run, "socket": munge, "ports": ports}
         (self.folder / "state.json").write_text(json.dumps(state))
         resources = f"CPUs=8 RealMemory=8000 Gres=gpu:{self.gpus} State=UNKNOWN"
         nodes = [
             f"NodeName={node} NodeHostname=localhost NodeAddr=127.0.0.1 Port={port} {resources}"
-            for node, port in zip(self.nodes, ports[1:], strict=True)
+            for node in self.nodes
+            for port in [ports[f"slurmd-{node}"]]
         ]
+        lines = "AccountingStorageType=accounting_storage/none"
+        if self.accounting:
+            lines = accounting.controller_lines(ports["slurmdbd"], munge)
+            accounting.write(self.folder, munge, ports["slurmdbd"], ports["mariadbd"])
         text = (HERE / "slurm.conf.template").read_text()
         values = {
-            "controller_port": ports[0],
+            "controller_port": ports["slurmctld"],
             "user": pwd.getpwuid(os.getuid()).pw_name,
-            "socket": state["socket"],
+            "socket": munge,
             "folder": self.folder,
+            "accounting": lines,
             "listen": listen(),
             "nodes": "\n".join(nodes),
         }
@@ -249,7 +286,7 @@ class Cluster:
         key.touch(mode=0o600)
         key.write_bytes(secrets.token_bytes(128))
 
-    def _state(self) -> dict[str, str]:
+    def _state(self) -> dict[str, Any]:
         path = self.folder / "state.json"
         return json.loads(path.read_text()) if path.exists() else {}
 
@@ -264,11 +301,11 @@ class Cluster:
         except (OSError, ValueError):
             return None
 
-    def _controller_listens(self) -> bool:
-        if self._pid("slurmctld") is None:
-            raise ClusterError("slurmctld died")
+    def _listens(self, daemon: str) -> bool:
+        if self._pid(daemon) is None:
+            raise ClusterError(f"{daemon} died")
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", int(self._state()["port"]))) == 0
+            return probe.connect_ex(("127.0.0.1", self._state()["ports"][daemon])) == 0
 
     def _wait(self, condition: Callable[[], bool], deadline: float) -> None:
         while not condition():

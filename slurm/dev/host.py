@@ -19,17 +19,19 @@ class ClusterError(Exception):
     """The cluster cannot be started; the message says why in words for the user."""
 
 
-def check_installed() -> None:
+def check_installed(
+    programs: tuple[str, ...] = PROGRAMS, packages: tuple[str, ...] = PACKAGES
+) -> None:
     """Install the Debian packages where the user is root; raises ClusterError with the command."""
-    missing = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
+    missing = [name for name in programs if shutil.which(name, path=PATH) is None]
     if not missing:
         return
-    command = ["apt-get", "install", "-y", "--no-install-recommends", *PACKAGES]
+    command = ["apt-get", "install", "-y", "--no-install-recommends", *packages]
     words = f"{', '.join(missing)} missing: on Debian or Ubuntu run sudo {' '.join(command)}"
     hint = f"Slurm is not installed ({words})"
     if os.geteuid() != 0 or shutil.which("apt-get") is None:
         raise ClusterError(hint)
-    print("installing", *PACKAGES, file=sys.stderr)
+    print("installing", *packages, file=sys.stderr)
     environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
     for step in (["apt-get", "update"], command):
         done = subprocess.run(step, env=environment, capture_output=True, text=True, check=False)
