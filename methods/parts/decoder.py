@@ -19,10 +19,14 @@ Where = Literal["hidden", "visible", "patches", "all", "image"]
 
 
 class Output(NamedTuple):
-    """What an objective reads of a prediction: its number of channels, and its rows."""
+    """What an objective reads of a prediction: its number of channels, and its rows.
+
+    parts: a row's channels are those of so many tokens, (rows, parts, width / parts).
+    """
 
     width: int
     where: Where
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,14 @@ class Decoder:
         """
         raise NotImplementedError
 
-
-@dataclass(frozen=True)
-class LinearHead(Decoder):
-    """One linear layer on the encoder's normalised tokens."""
     def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
         """Of the network that `build` makes for predictions with so many channels."""
         raise NotImplementedError
 
+
+@dataclass(frozen=True)
+class LinearHead(Decoder):
+    """One linear layer on the encoder's normalised tokens."""
 
     def describe(self) -> str:
         return "linear"
@@ -72,13 +76,13 @@ class LinearHead(Decoder):
 
         return LinearHeadDecoder(student, outputs["tokens"])
 
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return StateSize(linear(encoder.width, widths["tokens"]))
+
 
 def _check_transformer(decoder: Transformer | Prompting) -> None:
     for name in ("width", "depth", "heads"):
         if getattr(decoder, name) < 1:
-    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
-        return StateSize(linear(encoder.width, widths["tokens"]))
-
             raise ValueError(f"{name} must be at least 1, not {getattr(decoder, name)}")
     if decoder.width % 4:
         raise ValueError(f"width must be a multiple of 4 (positions), not {decoder.width}")
@@ -86,16 +90,16 @@ def _check_transformer(decoder: Transformer | Prompting) -> None:
         raise ValueError(f"heads must divide width ({decoder.width}), not be {decoder.heads}")
 
 
-@dataclass(frozen=True)
-class Transformer(Decoder):
-    """Self-attention over visible tokens and mask tokens (MAE)."""
-
 def full_sequence_size(width: int, depth: int, encoder: Any, output: int) -> StateSize:
     """Of a decoder of `depth` blocks that restores all positions from what the encoder saw."""
     rows, columns = encoder.grid
     ends = linear(encoder.width, width) + width + norm(width) + linear(width, output)
     return StateSize(ends + depth * block(width), fixed=(1 + rows * columns) * width)
 
+
+@dataclass(frozen=True)
+class Transformer(Decoder):
+    """Self-attention over visible tokens and mask tokens (MAE)."""
 
     reads: ClassVar[tuple[str, ...]] = ("drop",)
 
@@ -114,13 +118,13 @@ def full_sequence_size(width: int, depth: int, encoder: Any, output: int) -> Sta
 
         return TransformerDecoder(self, student, outputs["tokens"])
 
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
+
 
 @dataclass(frozen=True)
 class Prompting(Decoder):
     """Blocks that update the hidden tokens only; the visible ones are a fixed prompt (MILAN)."""
-    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
-        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
-
 
     reads: ClassVar[tuple[str, ...]] = ("drop",)
 
@@ -139,13 +143,13 @@ class Prompting(Decoder):
 
         return PromptingDecoder(self, student, outputs["tokens"])
 
+    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
+        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
+
 
 @dataclass(frozen=True)
 class PatchAggregation(Decoder):
     """A linear head, and the same again behind a bottleneck at the class token (BEiT v2).
-    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
-        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
-
 
     The last class token and the patches after block `early_layer` pass `depth` more blocks to the
     prediction "aggregated"; norm and head are the linear head's unless `shared_head` is False.
@@ -164,6 +168,8 @@ class PatchAggregation(Decoder):
 
     def check(self, encoder: Encoder) -> None:
         super().check(encoder)
+        if not encoder.class_token:
+            raise ValueError("decoder: PatchAggregation needs an encoder with a class token")
         depth = getattr(encoder, "depth", self.early_layer + 1)
         if self.early_layer >= depth:
             raise ValueError(f"decoder.early_layer must be below the encoder's depth, {depth}")

@@ -21,19 +21,21 @@ class Encoder:
 
     hidden = "token"  # no annotation: a subclass may make it a field
     """Whether hidden patches are left out ("drop") or replaced by a learned token ("token")."""
+    class_token = True
+    """Whether a class token goes before those of the patches."""
 
     @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches."""
         raise NotImplementedError
 
-    def timm(self) -> tuple[str, dict[str, Any]]:
-        """Name and arguments for `timm.create_model` of the encoder as it is exported."""
     @property
     def pyramid(self) -> tuple[int, ...]:
         """Channels of its stages, where it has such of falling resolution."""
         return ()
 
+    def timm(self) -> tuple[str, dict[str, Any]]:
+        """Name and arguments for `timm.create_model` of the encoder as it is exported."""
         raise NotImplementedError
 
     def describe(self) -> str:
@@ -44,13 +46,6 @@ class Encoder:
         """The network that pretraining trains, initialised from torch's global generator."""
         raise NotImplementedError
 
-
-_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
-
-
-def _size_name(encoder: ViT | Beit) -> str:
-    size = _SIZES.get((encoder.width, encoder.depth), f"{encoder.depth}x{encoder.width}")
-    return f"ViT-{size}/{encoder.patch}"
     @property
     def block_size(self) -> int:
         """Numbers in one block, biases of the relative positions apart."""
@@ -67,6 +62,13 @@ def _size_name(encoder: ViT | Beit) -> str:
         raise NotImplementedError
 
 
+_SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
+
+
+def _size_name(encoder: ViT | Beit) -> str:
+    size = _SIZES.get((encoder.width, encoder.depth), f"{encoder.depth}x{encoder.width}")
+    return f"ViT-{size}/{encoder.patch}"
+
 
 def _check_sizes(encoder: ViT | Beit) -> None:
     for name in ("image", "patch", "width", "depth", "heads"):
@@ -82,17 +84,17 @@ def _check_sizes(encoder: ViT | Beit) -> None:
         raise ValueError(f"layer_scale must be above 0, not {encoder.layer_scale}")
 
 
+def _stem_size(encoder: ViT | Beit) -> int:
+    """Numbers of the patch embedding and the class token."""
+    return convolution(3, encoder.width, encoder.patch) + encoder.width
+
+
 @dataclass(frozen=True)
 class ViT(Encoder):
     """Vision Transformer with fixed sine-cosine positions (MAE, MILAN).
 
     `hidden` patches are dropped, or replaced by a learned token.
     """
-
-def _stem_size(encoder: ViT | Beit) -> int:
-    """Numbers of the patch embedding and the class token."""
-    return convolution(3, encoder.width, encoder.patch) + encoder.width
-
 
     image: int = 224
     patch: int = 16
@@ -132,13 +134,6 @@ def _stem_size(encoder: ViT | Beit) -> int:
 
         return StudentViT(self)
 
-
-@dataclass(frozen=True)
-class Beit(Encoder):
-    """BEiT's Vision Transformer: mask tokens, LayerScale, one relative position bias for all.
-
-    `deviation` is that of the initial weights before they are cut at one deviation.
-    """
     @property
     def block_size(self) -> int:
         return block(self.width, self.layer_scale is not None)
@@ -157,6 +152,13 @@ class Beit(Encoder):
     def _positions(self, image: int) -> int:
         return (1 + (image // self.patch) ** 2) * self.width
 
+
+@dataclass(frozen=True)
+class Beit(Encoder):
+    """BEiT's Vision Transformer: mask tokens, LayerScale, one relative position bias for all.
+
+    `deviation` is that of the initial weights before they are cut at one deviation.
+    """
 
     image: int = 224
     patch: int = 16
