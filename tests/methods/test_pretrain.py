@@ -45,6 +45,8 @@ def test_a_stage_leaves_encoders_and_metrics(
     early = load_file(tmp_path / "a" / "milestones" / "50" / "encoder.safetensors")
     assert early.keys() == weights.keys()
     assert not torch.equal(early["cls_token"], weights["cls_token"])
+    without = run(tmp_path / "b", "beitv2", needs, data, Layout())
+    assert all(torch.equal(weights[name], item) for name, item in without.items())
     last = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4
     assert last["loss"] == pytest.approx(last["loss_tokens"] + last["loss_aggregated"], rel=1e-4)

@@ -39,6 +39,23 @@ def test_long_tags_come_back_whole() -> None:
     assert record.read_long_tag("other", tags) is None
 
 
+def test_a_probe_at_a_milestone_does_not_pass_for_the_rows_result() -> None:
+    probes = {1.0: 60.0, 0.25: 40.0}
+    views = [
+        record.StageView(
+            f"key{share}",
+            {"kind": "linear", "task": {"milestone": share}},
+            {"state": "done", "metrics": {"top1": value}, "cost": {"seconds": 5.0}},
+        )
+        for share, value in probes.items()
+    ]
+    assert record.row_metrics(views) == {
+        "lin/top1": 60.0,
+        "at25/lin/top1": 40.0,
+        "cost/seconds": 10.0,
+    }
+
+
 def test_damaged_lines_are_no_points() -> None:
     lines = [{}, {"step": 1}, {"step": "1", "time": 2.0}, {"step": 2, "time": 3.5, "loss": 1}]
     assert list(record.points(lines)) == [record.Point(2, 3500, {"loss": 1.0})]
