@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,24 +27,27 @@ def parameter_groups(
     MILAN `util/lr_decay.py`, BEiT v2 `optim_factory.py`; recipes 2.0 and 2.1.
     """
     named = [(name, item) for name, item in module.named_parameters() if item.requires_grad]
-    depth = _depth((name for name, _ in module.named_parameters()), prefix)
+    depths = _depths((name for name, _ in module.named_parameters()), prefix)
+    depth = sum(depths)
     if optimisation.layer_decay is not None and depth == 0:
         raise ValueError(f"layer_decay needs an encoder with parameters named {prefix}blocks.0.*")
     groups: dict[tuple[float, float], Group] = {}
     for name, item in named:
         decay = optimisation.weight_decay if _is_decayed(name, item, optimisation) else 0.0
-        scale = (optimisation.layer_decay or 1.0) ** (depth + 1 - layer_of(name, depth, prefix))
+        scale = (optimisation.layer_decay or 1.0) ** (depth + 1 - layer_of(name, depths, prefix))
         group = {"params": [], "weight_decay": decay, "lr_scale": scale}
         groups.setdefault((decay, scale), group)["params"].append(item)
     return list(groups.values())
 
 
-def layer_of(name: str, depth: int, prefix: str = "") -> int:
-    """Layer of a parameter of a timm ViT or Beit with `depth` blocks.
+def layer_of(name: str, depths: Sequence[int], prefix: str = "") -> int:
+    """Layer of a parameter of a timm ViT or Beit, or of a Swin, with so many blocks in each stage.
 
-    0: tokens, absolute positions and patch embedding; k+1: block k; depth+1: everything else (the
-    final norm, fc_norm, head, shared relative positions, and what is outside the encoder).
+    0: tokens, absolute positions and patch embedding; k+1: block k, counted through all stages, and
+    with it the merging that follows it (SimMIM `optimizer.py`); depth+1: everything else (the final
+    norm, fc_norm, head, shared relative positions, and what is outside the encoder).
     """
+    depth = sum(depths)
     if not name.startswith(prefix):
         return depth + 1
     parts = name[len(prefix) :].split(".")
@@ -52,13 +55,22 @@ def layer_of(name: str, depth: int, prefix: str = "") -> int:
         return 0
     if parts[0] == "blocks":
         return int(parts[1]) + 1
+    if parts[0] == "layers":
+        # timm has the merging at the start of a stage, the source at the end of the one before.
+        before = sum(depths[: int(parts[1])])
+        return before + int(parts[3]) + 1 if parts[2] == "blocks" else before
     return depth + 1
 
 
-def _depth(names: Iterable[str], prefix: str) -> int:
-    pattern = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
-    numbers = (int(found[1]) for name in names if (found := pattern.match(name)))
-    return max(numbers, default=-1) + 1
+def _depths(names: Iterable[str], prefix: str) -> tuple[int, ...]:
+    """Blocks of each stage; a ViT or Beit is one stage."""
+    pattern = re.compile(re.escape(prefix) + r"(?:layers\.(\d+)\.)?blocks\.(\d+)\.")
+    stages: dict[int, int] = {}
+    for name in names:
+        if found := pattern.match(name):
+            stage = int(found[1] or 0)
+            stages[stage] = max(stages.get(stage, 0), int(found[2]) + 1)
+    return tuple(stages[stage] for stage in sorted(stages))
 
 
 def _is_decayed(name: str, item: Tensor, optimisation: Optimisation) -> bool:

@@ -24,7 +24,7 @@ class Pretrainer(nn.Module):
         self.objectives = method.objectives
         self.encoder = method.encoder.build()
         targets = [each.target.build(method.encoder, frozen) for each in method.objectives]
-        outputs = _outputs(method.objectives, [each.width for each in targets])
+        outputs = _outputs(method.objectives, targets)
         self.decoder = method.decoder.build(self.encoder, outputs)
         # Rows can be picked for a whole batch only where each image hides as many.
         self.hidden_only = method.masking.exact and getattr(self.decoder, "hidden_only", False)
@@ -62,11 +62,11 @@ class Pretrainer(nn.Module):
         return predictions
 
 
-def _outputs(objectives: tuple[Objective, ...], widths: list[int]) -> dict[str, Output]:
+def _outputs(objectives: tuple[Objective, ...], targets: list[TargetNetwork]) -> dict[str, Output]:
     """What the objectives ask of each prediction; those that share one must ask the same."""
     outputs: dict[str, Output] = {}
-    for number, (objective, width) in enumerate(zip(objectives, widths, strict=True)):
-        output = Output(width, objective.where)
+    for number, (objective, target) in enumerate(zip(objectives, targets, strict=True)):
+        output = Output(target.width, objective.where, target.parts)
         if outputs.setdefault(objective.prediction, output) != output:
             raise StageError(
                 "layout",

@@ -78,7 +78,10 @@ def load_frozen(method: Method, work: Work, device: torch.device) -> dict[str, n
             frozen[role] = load_tokenizer(folder)
             check_grid(role, frozen[role], method)
         else:
-            frozen[role] = load_teacher(folder, grid=method.encoder.grid)
+            cells = not method.encoder.class_token
+            frozen[role] = load_teacher(folder, grid=None if cells else method.encoder.grid)
+            if cells:
+                check_cells(role, frozen[role], method)
         frozen[role].to(device)
     return frozen
 
@@ -89,6 +92,18 @@ def check_grid(role: str, network: Any, method: Method) -> None:
         raise StageError(
             "teacher",
             f"{role} has a grid of {network.grid} patches, the student {method.encoder.grid}",
+        )
+
+
+def check_cells(role: str, teacher: Any, method: Method) -> None:
+    """Raise StageError("teacher") where a Swin's cells do not hold equal squares of its patches."""
+    (rows, columns), (cell_rows, cell_columns) = teacher.grid, method.encoder.grid
+    side = rows // cell_rows
+    if side < 1 or (rows, columns) != (side * cell_rows, side * cell_columns):
+        raise StageError(
+            "teacher",
+            f"{role} has a grid of {teacher.grid} patches, which the student's cells "
+            f"{method.encoder.grid} do not divide",
         )
 
 

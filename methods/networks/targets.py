@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -47,9 +48,13 @@ class Inputs:
 
 
 class TargetNetwork(nn.Module):
-    """Base of the targets. `width`: channels (or classes) that a prediction must have."""
+    """Base of the targets. `width`: channels (or classes) that a prediction must have.
+
+    `parts`: of so many tokens, see `methods.parts.decoder.Output`.
+    """
 
     width: int
+    parts: int = 1
 
     def forward(self, inputs: list[Inputs], student: Any) -> list[Tensor]:
         """For each micro-batch of this rank the target (B, N, C), (B, 1+N, C) or codes (B, N).
@@ -97,11 +102,14 @@ def patchify(images: Tensor, patch: int) -> Tensor:
 
 
 class FeatureTarget(TargetNetwork):
-    """A teacher's tokens with the class, (B, 1+N, C); see `methods.parts.target.Features`."""
+    """A teacher's tokens with the class, (B, 1+N, C); see `methods.parts.target.Features`.
 
-    def __init__(self, value: Features, width: int) -> None:
+    Where each of the student's patches has several of them, (B, N, parts, C) without the class.
+    """
+
+    def __init__(self, value: Features, width: int, parts: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.value, self.width = value, width
+        self.value, self.width, self.parts, self.grid = value, width, parts, grid
 
     def one(self, inputs: Inputs, student: Any) -> Tensor:
         output = inputs.teacher(self.value.teacher, self.value.statistics)
@@ -111,7 +119,17 @@ class FeatureTarget(TargetNetwork):
         return tokens
 
     def joint(self, targets: list[Tensor]) -> list[Tensor]:
-        return batch_norm(targets) if self.value.normalise == "batch" else targets
+        targets = batch_norm(targets) if self.value.normalise == "batch" else targets
+        if self.parts == 1:
+            return targets
+        return [fold(each, self.grid, self.parts) for each in targets]
+
+
+def fold(tokens: Tensor, grid: tuple[int, int], parts: int) -> Tensor:
+    """Tokens (B, 1 + N parts, C) as (B, N, parts, C): a square of them in each patch."""
+    side = math.isqrt(parts)
+    squares = tokens[:, 1:].unflatten(1, (grid[0], side, grid[1], side))
+    return squares.transpose(2, 3).flatten(3, 4).flatten(1, 2)
 
 
 def batch_norm(tokens: list[Tensor]) -> list[Tensor]:

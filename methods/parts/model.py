@@ -16,6 +16,7 @@ from methods.parts.loss import CrossEntropy, Loss
 from methods.parts.masking import Masking
 from methods.parts.optimisation import Optimisation
 from methods.parts.size import StateSize
+from methods.parts.swin import Swin as Swin  # makes it known to `methods.values`
 from methods.parts.target import Codes, Target
 
 
@@ -76,6 +77,13 @@ class Method:
         if size != image:
             raise ValueError(f"augmentation.size must equal encoder.image ({image}), not be {size}")
         self.decoder.check(self.encoder)
+        if not self.encoder.class_token:
+            if any(each.where == "all" for each in self.objectives):
+                raise ValueError(
+                    "objectives must not be where='all': the encoder has no class token"
+                )
+            if self.masking.needs:
+                raise ValueError("masking by a teacher's attention needs its grid, not cells")
         self._check_mask()
 
     def _check_mask(self) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from timm.models.beit import Beit
+from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
@@ -69,8 +70,31 @@ def test_layer_decay_of_a_beit_in_a_module() -> None:
 
 def test_published_scales() -> None:
     """ViT-B with 0.65: the patch embedding has 0.65^13, the last block 0.65, the head 1."""
-    layers = [layer_of(name, 12) for name in ("patch_embed.proj.weight", "blocks.11.x", "head.w")]
+    layers = [
+        layer_of(name, (12,)) for name in ("patch_embed.proj.weight", "blocks.11.x", "head.w")
+    ]
     assert [13 - layer for layer in layers] == [13, 1, 0]
+
+
+def test_layers_of_a_swin() -> None:
+    """As SimMIM's `get_swin_layer`, where a merging ends the stage before, with its last block."""
+    swin = SwinTransformer(
+        img_size=32, patch_size=2, embed_dim=4, depths=(1, 2), num_heads=(1, 1), window_size=4
+    )
+    value = Optimisation(1, 1, 1.0, layer_decay=0.5, undecayed=("relative_position_bias_table",))
+    found = settings(swin, parameter_groups(swin, value))
+    expected = {
+        "patch_embed.norm.weight": (0.0, 0.5**4),
+        "layers.0.blocks.0.attn.relative_position_bias_table": (0.0, 0.5**3),
+        "layers.0.blocks.0.attn.qkv.weight": (0.05, 0.5**3),
+        "layers.1.downsample.reduction.weight": (0.05, 0.5**3),
+        "layers.1.blocks.0.mlp.fc1.weight": (0.05, 0.5**2),
+        "layers.1.blocks.1.mlp.fc1.weight": (0.05, 0.5),
+        "norm.weight": (0.0, 1.0),
+        "head.fc.weight": (0.05, 1.0),
+    }
+    for name, (decay, scale) in expected.items():
+        assert found[name] == (decay, pytest.approx(scale, rel=1e-12)), name
 
 
 def test_frozen_parameters_are_left_out_and_no_decay_is_no_scale() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file
-from tiny_methods import loader_batch, split, tiny
+from tiny_methods import VARIANTS, loader_batch, split, tiny
 
 import methods
 from methods.errors import InputError, StageError
@@ -23,6 +24,7 @@ from methods.parts.model import Method
 from methods.values import from_plain, to_plain, with_fields
 
 NAMES = methods.names()
+CASES = (*NAMES, *VARIANTS)
 KINDS = ("linear", "finetune", "segmentation", "knn")
 
 
@@ -75,7 +77,7 @@ def test_published_schedules_are_methods_too(name: str) -> None:
         with_fields(methods.get(name), mine, name).check()
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_every_parameter_gets_a_gradient(name: str, frozen: dict[str, Any]) -> None:
     """So that distributed training need not look for unused parameters."""
     network = trainable(name, frozen)
@@ -88,7 +90,7 @@ def test_every_parameter_gets_a_gradient(name: str, frozen: dict[str, Any]) -> N
     assert not without
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_groups_hold_every_trainable_parameter_once(name: str, frozen: dict[str, Any]) -> None:
     network = trainable(name, frozen)
     grouped = [id(item) for group in network.groups() for item in group["params"]]
@@ -96,7 +98,7 @@ def test_groups_hold_every_trainable_parameter_once(name: str, frozen: dict[str,
     assert sorted(grouped) == sorted(wanted)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_loss_falls(name: str, frozen: dict[str, Any]) -> None:
     network = trainable(name, frozen)
     optimizer = torch.optim.AdamW(network.module.parameters(), lr=3e-3)
@@ -113,7 +115,7 @@ def test_the_loss_falls(name: str, frozen: dict[str, Any]) -> None:
     assert np.mean(values[-5:]) < 0.97 * np.mean(values[:3])
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_micro_batches_do_not_change_the_loss(name: str, frozen: dict[str, Any]) -> None:
     network = trainable(name, frozen)
     network.module.eval()
@@ -127,7 +129,7 @@ def test_micro_batches_do_not_change_the_loss(name: str, frozen: dict[str, Any])
         torch.testing.assert_close(whole[each], parts[each], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_the_exported_encoder_is_plain_timm(
     name: str, frozen: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -138,9 +140,13 @@ def test_the_exported_encoder_is_plain_timm(
     model = timm.create_model(about["model"], **about["arguments"]).eval()
     model.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)
     images = torch.randn(2, 3, 48, 48)
+    patches = math.prod(method.encoder.grid)
     with torch.no_grad():
-        encoded = student(images, torch.zeros(2, 36, dtype=torch.bool))
-        torch.testing.assert_close(encoded.norm(encoded.tokens), model.forward_features(images))
+        encoded = student(images, torch.zeros(2, patches, dtype=torch.bool))
+        features = model.forward_features(images)
+        if features.ndim == 4:  # a Swin's map
+            features = features.flatten(1, 2)
+        torch.testing.assert_close(encoded.norm(encoded.tokens), features)
     assert about["kind"] == type(method.encoder).__name__ and len(about["std"]) == 3
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "encoder.json",
@@ -148,7 +154,7 @@ def test_the_exported_encoder_is_plain_timm(
     ]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CASES)
 def test_half_precision_keeps_the_loss(name: str, frozen: dict[str, Any]) -> None:
     network = trainable(name, frozen)
     network.module.eval()

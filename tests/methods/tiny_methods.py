@@ -12,12 +12,14 @@ import torch
 import methods
 from methods.parts.model import Method
 from methods.teachers import load_teacher, load_tokenizer
-from methods.values import by_type
+from methods.values import by_type, with_fields
 
 VIT = {"image": 48, "patch": 8, "width": 32, "depth": 3, "heads": 2}
+SWIN = {"image": 48, "stem": 2, "embedding": 8, "depths": (1, 1, 2, 1), "heads": (1, 1, 2, 2)}
 PARTS: dict[str, dict[str, Any]] = {
     "ViT": VIT,
     "Beit": VIT,
+    "Swin": {**SWIN, "window": 3},
     "Transformer": {"width": 16, "depth": 2, "heads": 2},
     "Prompting": {"width": 16, "depth": 2, "heads": 2},
     "PatchAggregation": {"early_layer": 2},
@@ -27,6 +29,15 @@ PARTS: dict[str, dict[str, Any]] = {
     "Augmentation": {"size": 48},
     "ShiftedPair": {"size": 48},
     "SecondView": {"size": 48},
+}
+# Methods with another student or teacher, by name: the method and what is changed in it.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "maskdistill-swin": ("maskdistill", {"encoder": {"type": "Swin"}}),
+    "simmim-swin": ("simmim", {"encoder": {"type": "Swin"}, "masking.cell": 1}),
+    "maskdistill-encoder": (
+        "maskdistill",
+        {"objectives.0.target.teacher": "mae", "objectives.0.target.statistics": "own"},
+    ),
 }
 OPTIMISATION: dict[str, Any] = {
     "epochs": 1,
@@ -42,14 +53,17 @@ OPTIMISATION: dict[str, Any] = {
 
 
 def tiny(name: str) -> Method:
-    """The method `name` with a ViT of 3 blocks of width 32 on 6 x 6 patches."""
-    method: Method = by_type(methods.get(name), PARTS, "tiny")
+    """The method or variant `name` with 3 blocks of width 32 on 6 x 6 patches, or 3 x 3 cells."""
+    base, changes = VARIANTS.get(name, (name, {}))
+    method: Method = by_type(with_fields(methods.get(base), changes, name), PARTS, "tiny")
     optimisation = dataclasses.replace(method.optimisation, **OPTIMISATION)
     return dataclasses.replace(method, optimisation=optimisation)
 
 
 def frozen_folders(root: Path) -> dict[str, Path]:
     """Randomly initialised frozen networks for the tiny methods, as their stages leave them."""
+    from methods.networks.export import export
+    from methods.parts.encoder import ViT
     from methods.teachers.clip import ClipTraining
     from methods.teachers.clip_network import build_clip, save_clip
     from methods.teachers.tokenizer import save
@@ -57,7 +71,7 @@ def frozen_folders(root: Path) -> dict[str, Path]:
     from methods.teachers.vqkd_network import VqkdNetwork, card_of
 
     torch.manual_seed(0)
-    folders = {role: root / role for role in ("clip", "vqkd", "dalle")}
+    folders = {role: root / role for role in ("clip", "vqkd", "dalle", "mae")}
     for folder in folders.values():
         folder.mkdir()
     model = ClipTraining(width=32, depth=2, heads=2, embedding=24).model
@@ -78,13 +92,14 @@ def frozen_folders(root: Path) -> dict[str, Path]:
     # Any tokenizer with this grid stands for DALL-E's.
     for role in ("vqkd", "dalle"):
         save(folders[role], VqkdNetwork(**network), card_of(network, "a test"))
+    export(ViT(**VIT).build(), ViT(**VIT), "imagenet", folders["mae"])
     return folders
 
 
 def load(folders: dict[str, Path]) -> dict[str, torch.nn.Module]:
     """The frozen networks in `folders`, by role."""
-    loaders = {"clip": load_teacher, "vqkd": load_tokenizer, "dalle": load_tokenizer}
-    return {role: loaders[role](folder) for role, folder in folders.items()}
+    loaders = {"clip": load_teacher, "mae": load_teacher}
+    return {role: loaders.get(role, load_tokenizer)(folder) for role, folder in folders.items()}
 
 
 def loader_batch(method: Method, size: int = 8, seed: int = 0) -> dict[str, torch.Tensor]:
