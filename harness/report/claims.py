@@ -243,7 +243,17 @@ def _compute(pair: Pair) -> Cell:
         return Cell("; ".join(words) or "not run", None, "missing")
     share = 100 * (ours.mean / theirs.mean - 1)
     told = f"{ours.mean:.3g} against {theirs.mean:.3g} GFLOP an image"
+    took = [_seconds(row) for row in (pair.treatment, pair.control)]
+    told += f"; {took[0]} against {took[1]} of pretraining"
     return Cell(f"{numbers.signed(share)} %", share, "difference", note=told)
+
+
+def _seconds(row: Row | None) -> str:
+    """How long the row's pretraining took, the mean over its seeds."""
+    records = row.records if row else []
+    found = {each["seed"]: each["pretrain_seconds"] for each in records if each["pretrain_seconds"]}
+    summary = numbers.summarise(list(found.values()))
+    return numbers.duration(summary.mean) if summary else "pending"
 
 
 def _spent(rows: Sequence[Row]) -> str:

@@ -107,7 +107,9 @@ def test_a_line_tells_effect_interval_seeds_and_compute(tmp_path: Path) -> None:
     }
     notes = {cell.text: cell.note for cell in table.lines[0].cells}
     assert notes["+10.0"] == "by seed: +10.0, +11.0, +9.0"
-    assert notes["+33.3 %"] == "0.002 against 0.0015 GFLOP an image"
+    assert notes["+33.3 %"] == (
+        "0.002 against 0.0015 GFLOP an image; 60 s against 60 s of pretraining"
+    )
 
 
 def test_operations_are_compared_an_image(tmp_path: Path) -> None:
