@@ -1,18 +1,26 @@
-"""What a run holds beside numbers: task, environment, data set, pictures; checkpoints by name."""
+"""What a run holds beside numbers: files, its data set, the report; weights by name."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from harness.report.build import render
+from harness.report.source import Source
+from harness.stage import task_from_record
 from harness.tracking.record import StageView, finished_ms
 from harness.tracking.runs import Run, Runs
 from harness.tracking.server import without_secrets
+from methods.errors import InputError
 from methods.values import fingerprint
 
 TASK = ("key", "kind", "version", "label", "task", "needs", "scale", "commit", "dirty")
+CHECKPOINT = re.compile(r"step-\d+-([0-9a-f]{64})\.pt")
 
 
 class Artifacts:
@@ -25,23 +33,29 @@ class Artifacts:
 
     def write(self, run: Run, view: StageView) -> None:
         """Everything that the stage has by now and the run has not."""
-        self.data_set(run, view.stage.get("task") or {})
+        self.data_sets(run, view.stage.get("task") or {})
         done = view.outcome.get("state") == "done"
         stamp = str(finished_ms(view)) if done else run.tags.get("artifacts", "task")
         if self.error or run.tags.get("artifacts") == stamp:
             return
-        try:
+        with self._upload():
             self.files(run, view, done)
+            references = dict(weights(view.folder)) if done else {}
+            self.runs.describe(run, {"artifacts": stamp, **references}, {})
+
+    @contextmanager
+    def _upload(self) -> Iterator[None]:
+        try:
+            yield
         # The kinds of failure are the artifact store's: files, S3, a proxy.
         except Exception as error:
             self.error = f"artifacts: {type(error).__name__}: {without_secrets(str(error))[:200]}"
-            return
-        reference = encoder_reference(view.folder) if done else {}
-        self.runs.describe(run, {"artifacts": stamp, **reference}, {})
 
     def files(self, run: Run, view: StageView, done: bool) -> None:
         task = {name: view.stage.get(name) for name in TASK}
         self.client.log_dict(run.id, task, "task.json")
+        if (card := protocol(view.stage)) is not None:
+            self.client.log_dict(run.id, card, "protocol.json")
         if not done:
             return
         outcome = view.outcome
@@ -52,30 +66,63 @@ class Artifacts:
             "device": cost.get("device", "") if isinstance(cost, Mapping) else "",
         }
         self.client.log_dict(run.id, environment, "environment.json")
+        if (view.folder / "metrics.jsonl").is_file():
+            self.client.log_artifact(run.id, str(view.folder / "metrics.jsonl"))
         for path in sorted((view.folder / "pictures").glob("*.png")):
             self.client.log_artifact(run.id, str(path), "pictures")
 
-    def data_set(self, run: Run, task: Mapping[str, Any]) -> None:
+    def report(self, run: Run, source: Source, study: str, scale: str) -> None:
+        """The study's report, as a file of its first row's run; again where the study changed."""
+        if self.error or ("report" in run.tags and not self.runs.written):
+            return
+        try:
+            text = without_secrets(render(source, study, scale, "html"))
+        except InputError:  # nothing to report yet
+            return
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        if run.tags.get("report") == digest:
+            return
+        with self._upload():
+            self.client.log_text(run.id, text, "report.html")
+            self.runs.describe(run, {"report": digest}, {})
+
+    def data_sets(self, run: Run, task: Mapping[str, Any]) -> None:
         """The task's data as an MLflow data set; its digest is that of the value which names it."""
         data = task.get("data")
         if run.has_data or not isinstance(data, Mapping):
             return
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        name = str(data.get("type", "data"))
-        found = Dataset(name, fingerprint(dict(data)), "code", fingerprint(dict(data)))
+        value, name = dict(data), str(data.get("type", "data"))
+        found = Dataset(name, fingerprint(value), "code", json.dumps({"tags": value}))
         context = InputTag("mlflow.data.context", "training")
         self.client.log_inputs(run.id, [DatasetInput(found, [context])])
         run.has_data = True
         self.runs.written += 1
 
 
-def encoder_reference(folder: Path) -> dict[str, str]:
-    """Where the encoder lies in its store, and its sha256: too large to be copied."""
-    path = folder / "encoder.safetensors"
-    if not path.is_file():
-        return {}
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    where = "/".join(path.parts[-3:])
-    return {"encoder.path": where, "encoder.sha256": digest}
+def protocol(stage: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An evaluation's protocol card; None for other stages, and for tasks of another version."""
+    try:
+        task = task_from_record(stage, "stage.json")
+    except InputError:
+        return None
+    card = getattr(task, "protocol", None)
+    return None if card is None else dict(card())
+
+
+def weights(folder: Path) -> Iterator[tuple[str, str]]:
+    """Tags saying where weights lie in their store, and their sha256: too large to be copied.
+
+    `encoder.path`, `clip.path`, `tokenizer.path`, and `checkpoint.path` of the newest checkpoint.
+    """
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        yield f"{path.stem}.path", "/".join(path.parts[-3:])
+        yield f"{path.stem}.sha256", digest
+    named = [(path, CHECKPOINT.fullmatch(path.name)) for path in sorted(folder.glob("state/*.pt"))]
+    for path, match in named[-1:]:
+        if match:  # the name of a checkpoint has its checksum
+            yield "checkpoint.path", "/".join(path.parts[-4:])
+            yield "checkpoint.sha256", match[1]

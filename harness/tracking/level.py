@@ -6,10 +6,11 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.report.source import Source
 from harness.tracking import record
 from harness.tracking.artifacts import Artifacts
 from harness.tracking.record import StageView
-from harness.tracking.runs import Run, Runs
+from harness.tracking.runs import ENDED, Run, Runs
 from harness.tracking.server import artifact_location
 from methods.errors import InputError
 from methods.values import fingerprint
@@ -33,6 +34,7 @@ class Levelling:
         self.study, self.scale = str(plan["study"]["name"]), str(plan["study"]["scale"])
         self.artifacts = Artifacts(runs)
         self.damage = ""
+        self.parents: list[Run] = []
         name = f"{self.study}-{self.scale}"
         place = artifact_location(root, uri, name)
         self.experiment = runs.experiment(name, place, experiment_tags(plan, runs.store))
@@ -58,7 +60,14 @@ class Levelling:
         if keys is None:
             for row, parent in parents:
                 self.close(row, parent, views)
-            self.retire({parent.id for _, parent in parents})
+            self.parents = [parent for _, parent in parents]
+            self.retire({parent.id for parent in self.parents})
+
+    def report(self, source: Source) -> None:
+        """The study's report, with its first row's run; not while something runs or waits."""
+        alive = any(each.status not in ENDED for each in self.parents)
+        if self.parents and not alive:
+            self.artifacts.report(self.parents[0], source, self.study, self.scale)
 
     def read(self, key: str) -> StageView | None:
         """A stage's view; a damaged file is reported and the other stages go on."""
@@ -167,13 +176,14 @@ def experiment_tags(plan: Mapping[str, Any], store: str) -> dict[str, str]:
 
     Several people may mirror their stores to one experiment: `store` is who did so last.
     """
-    study = plan["study"]
+    study, first = plan["study"], next((row["label"] for row in plan["rows"]), "")
+    note = f"{study.get('title') or study['name']}, scale {study['scale']}"
     rest = {name: value for name, value in plan.items() if name not in ("rows", "stages")}
     return {
         "harness": "yes",
         "store": store,
         "study": str(study["name"]),
         "scale": str(study["scale"]),
-        "mlflow.note.content": f"{study.get('title') or study['name']}, scale {study['scale']}",
+        "mlflow.note.content": f"{note}; report.html is among the artifacts of the run {first}",
         **record.long_tag("plan", rest),
     }

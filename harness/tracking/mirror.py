@@ -89,6 +89,8 @@ class Mirror:
         source.store = store
         levelling = Levelling(plan, runs, partial(self._view, source), self.root, self.uri)
         levelling.run(keys)
+        if keys is None:
+            levelling.report(source)
         return Summary(len(runs.by_key), runs.written, levelling.error)
 
     def _open(self) -> Runs:

@@ -25,6 +25,7 @@ SHORT = {
 HIDDEN = "mlflow.harness."
 PARAM_LENGTH = 6000
 TAG_LENGTH = 4500  # servers differ: 5000 or 8000
+SYSTEM = "system/"  # MLflow shows the metrics under this prefix on a page of their own
 SHARED = ("teacher", "tokenizer")
 SUMMED = ("seconds", "images", "gflops", "kwh")
 
@@ -93,7 +94,7 @@ def metric_name(name: str) -> str:
 
 def long_tag(name: str, value: Any) -> dict[str, str]:
     """`value` as JSON in as many hidden tags as its length needs."""
-    text = without_secrets(json.dumps(value, sort_keys=True))
+    text = without_secrets(json.dumps(value))  # in its own order, which a report keeps
     pieces = [text[at : at + TAG_LENGTH] for at in range(0, len(text), TAG_LENGTH)]
     return {f"{HIDDEN}{name}.{number}": piece for number, piece in enumerate(pieces)} | {
         f"{HIDDEN}{name}": str(len(pieces))
@@ -116,6 +117,11 @@ def points(history: Iterable[Mapping[str, Any]]) -> Iterator[Point]:
         step, time = line.get("step"), line.get("time")
         if isinstance(step, int) and isinstance(time, int | float) and math.isfinite(time):
             yield Point(step, round(time * 1000), numbers(line, without=("step", "time")))
+
+
+def is_curve(name: str) -> bool:
+    """Whether a metric is one of metrics.jsonl's, not a result such as lin/top1."""
+    return "/" not in name or name.startswith(SYSTEM)
 
 
 def numbers(record: Any, prefix: str = "", without: Iterable[str] = ()) -> dict[str, float]:

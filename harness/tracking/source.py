@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.tracking.record import SHORT, read_long_tag
+from harness.tracking.record import SHORT, is_curve, read_long_tag
 from harness.tracking.runs import OURS, pages
 from harness.tracking.server import check_uri, connect, without_secrets
 from methods.errors import InputError
@@ -85,7 +85,7 @@ class MlflowSource:
         lines: dict[int, dict[str, Any]] = {}
         if run is None:
             return []
-        for name in [name for name in run.data.metrics if "/" not in name]:
+        for name in filter(is_curve, run.data.metrics):
             for each in self.client.get_metric_history(run.info.run_id, name):
                 line = lines.setdefault(each.step, {"step": each.step})
                 line.update({"time": each.timestamp / 1000, name: each.value})

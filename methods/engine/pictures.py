@@ -59,7 +59,7 @@ def draw(work: Work, strips: Callable[[], Iterable[Strip]]) -> None:
         return
     try:
         with torch.no_grad(), distributed.alone():
-            _write(work.folder / "pictures", list(strips()))
+            write(work.folder / "pictures", list(strips()))
     except Exception as error:
         work.alarm(f"no pictures were drawn: {type(error).__name__}: {error}")
 
@@ -90,7 +90,8 @@ def heat(values: Tensor, side: int = 1, high: float = 1.0) -> Tile:
     return tile.repeat(side, axis=0).repeat(side, axis=1)
 
 
-def _write(folder: Path, strips: list[Strip]) -> None:
+def write(folder: Path, strips: list[Strip]) -> None:
+    """Leave these strips as PNG files in `folder` and no others."""
     folder.mkdir(exist_ok=True)
     names = {f"{strip.name}.png" for strip in strips}
     for path in folder.glob("*.png"):

@@ -101,21 +101,43 @@ def test_tags_name_where_a_stage_ran_and_what_it_needs(store: Store) -> None:
     assert {name: tags[name] for name in expected} == expected
 
 
-def test_task_environment_data_set_and_encoder_are_recorded(store: Store) -> None:
+def test_task_environment_data_set_and_weights_are_recorded(store: Store) -> None:
     make.write_done(store.root)
-    pictures = make.folder_of(store.root, "pretrain") / "pictures"
+    folder = make.folder_of(store.root, "pretrain")
+    pictures, digest = folder / "pictures", "0f" * 32
     pictures.mkdir()
     (pictures / "mask.png").write_bytes(b"png")
+    (folder / "state").mkdir()
+    (folder / f"state/step-0000000010-{digest}.pt").write_bytes(b"a checkpoint")
     tracking.sync(store)
     client, run = connect(own_uri(store.root)), runs_of(store)[make.KEYS["pretrain"]]
     names = {each.path for each in client.list_artifacts(run.info.run_id)}
-    assert names == {"task.json", "environment.json", "pictures"}
+    assert names == {"task.json", "environment.json", "metrics.jsonl", "pictures"}
     assert (store.root / "mlartifacts").is_dir()
     assert run.inputs.dataset_inputs[0].dataset.name == "Patchwork"
     assert run.data.tags["encoder.path"] == f"pretrain/milan-s0-{make.KEYS['pretrain']}/" + (
         "encoder.safetensors"
     )
     assert len(run.data.tags["encoder.sha256"]) == 64
+    assert run.data.tags["checkpoint.path"].endswith(f"/state/step-0000000010-{digest}.pt")
+    assert run.data.tags["checkpoint.sha256"] == digest
+
+
+def test_an_evaluation_has_its_protocol_card(store: Store) -> None:
+    from evals.linear import LinearProbe
+    from methods.parts.encoder import ViT
+    from methods.values import to_plain
+
+    make.write_done(store.root)
+    path = make.folder_of(store.root, "linear") / "stage.json"
+    stage = json.loads(path.read_text())
+    path.write_text(json.dumps({**stage, "task": to_plain(LinearProbe(ViT()))}))
+    tracking.sync(store)
+    run = runs_of(store)[make.KEYS["linear"]]
+    place = connect(own_uri(store.root)).download_artifacts(
+        run.info.run_id, "protocol.json", str(store.root)
+    )
+    assert json.loads(Path(place).read_text()) == LinearProbe(ViT()).protocol()
 
 
 def test_a_second_sync_changes_nothing(store: Store) -> None:
