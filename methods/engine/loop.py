@@ -239,6 +239,7 @@ class _Run:
             lr=self.optimisation.rate(step, self.images),
             images_per_second=self.cost.speed(),
             progress=self.done / self.total,
+            **self.cost.system(),
         )
 
     def _save(self) -> None:

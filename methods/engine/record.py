@@ -7,7 +7,8 @@ import resource
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -64,7 +65,8 @@ class Cost:
 
     def start(self) -> None:
         """The clock runs from here."""
-        self.began = self.mark = time.perf_counter()
+        self.began = self.mark = self.looked = time.perf_counter()
+        self.used = time.process_time()
         self.recent = 0
 
     def count(self) -> None:
@@ -78,6 +80,27 @@ class Cost:
         speed = self.recent * self.batch / max(now - self.mark, 1e-9)
         self.mark, self.recent = now, 0
         return round(speed, 3)
+
+    def system(self) -> dict[str, float]:
+        """What this process and its own device are busy with, under MLflow's prefix for that.
+
+        Processor time since the last call, 100 for one processor; memory at this moment.
+        """
+        now, used = time.perf_counter(), time.process_time()
+        busy = (used - self.used) / max(now - self.looked, 1e-9)
+        self.looked, self.used = now, used
+        found = {
+            "system/process_cpu_percentage": round(100 * busy, 1),
+            "system/process_memory_megabytes": round(_resident_bytes() / 2**20, 1),
+        }
+        if self.device.type == "cuda":
+            held = torch.cuda.memory_reserved(self.device)
+            found["system/gpu_memory_megabytes"] = round(held / 2**20, 1)
+            # NVML may be missing, and what a driver does not tell is no reason to stop.
+            with suppress(Exception):
+                found["system/gpu_utilization_percentage"] = torch.cuda.utilization(self.device)
+                found["system/gpu_power_watts"] = torch.cuda.power_draw(self.device) / 1000
+        return found
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -135,8 +158,7 @@ class Cost:
         """Bytes: of the device's tensors on CUDA, of this process on the CPU."""
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device)
-        unit = 1 if sys.platform == "darwin" else 1024
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+        return _most_resident_bytes()
 
     def state(self) -> dict[str, Any]:
         """For the checkpoint."""
@@ -146,3 +168,26 @@ class Cost:
         """From the checkpoint."""
         self.before, self.steps = state["seconds"], state["steps"]
         self.flops = state["flops"]
+
+
+def _past(path: Path) -> dict[str, int]:
+    """What state/resumes.json counts; from the beginning where the file is missing or damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return {name: int(found[name]) for name in ("resumed", "redone_steps")}
+    except (OSError, ValueError, LookupError, TypeError):
+        return {"resumed": 0, "redone_steps": 0}
+
+
+def _resident_bytes() -> int:
+    """Memory of this process; where the system does not tell, the most that it ever was."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except (OSError, IndexError, ValueError):
+        return _most_resident_bytes()
+    return pages * resource.getpagesize()
+
+
+def _most_resident_bytes() -> int:
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
