@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -53,8 +54,11 @@ def _rows(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", action="append", default=[], metavar="METHOD=FILE", help=told)
 
 
-def _cluster(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--cluster", default="local", help="a name in slurm/, or a TOML file")
+def _cluster(parser: argparse.ArgumentParser, default: str | None = "local") -> None:
+    told = "" if default else " (default: that of the last run)"
+    parser.add_argument(
+        "--cluster", default=default, help=f"a name in slurm/, or a TOML file{told}"
+    )
 
 
 def _data(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +89,7 @@ def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     status = commands.add_parser("status", help="every stage of a study, and why it failed")
     _rows(status)
     _store(status)
-    _cluster(status)
+    _cluster(status, default=None)
     status.add_argument("--watch", action="store_true", help="show it until nothing runs")
 
 
@@ -98,7 +102,7 @@ def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     cancel.add_argument("keys", metavar="KEY", nargs="*", help="none: the whole study")
     _rows(cancel)
     _store(cancel)
-    _cluster(cancel)
+    _cluster(cancel, default=None)
     diff = commands.add_parser("diff", help="the fields in which two stages differ")
     diff.add_argument("keys", metavar="KEY", nargs=2)
     _store(diff)

@@ -9,7 +9,7 @@ from typing import Any
 from harness.cluster import load_cluster
 from harness.launch import run_command as run_command
 from harness.launch import told, watch
-from harness.request import backend_of, known_jobs, shown_plan
+from harness.request import backend_of, known_jobs, shown_cluster, shown_plan
 from harness.run import decide, live_jobs, retry_keys
 from harness.store import Store
 from harness.study import load_scale
@@ -20,7 +20,7 @@ from methods.errors import InputError
 def status_command(options: argparse.Namespace) -> int:
     """Shows every stage; for a failed one the reason and where its log is."""
     plan = shown_plan(options)
-    store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
+    store, backend = Store(options.store), backend_of(shown_cluster(options))
     if options.watch:
         return watch(store, plan, backend)
     decisions = decide(store, plan, known_jobs(store, plan, backend))
@@ -58,7 +58,7 @@ def why_command(options: argparse.Namespace) -> int:
 def cancel_command(options: argparse.Namespace) -> int:
     """Stops stages of the study, or the ones named."""
     plan = shown_plan(options)
-    store, backend = Store(options.store), backend_of(load_cluster(options.cluster))
+    store, backend = Store(options.store), backend_of(shown_cluster(options))
     if backend.name == "slurm":
         from harness.heal import call_off
 

@@ -110,15 +110,24 @@ def _submit(
     prepare_data(plan, options.data)
     backend = SlurmBackend(cluster)
     said, code = provenance_of(store)
+    refused = ""
     try:
-        decisions, count = submit_plan(store, plan, backend, job, said, retry, code)
+        try:
+            decisions, count = submit_plan(store, plan, backend, job, said, retry, code)
+        except BackendRefused as error:  # a healing job submits what a limit has held back
+            refused = f"{cluster.name}: {error}"
         healer = heal.arrange(options, plan, store, backend, code) if cluster.heal else ""
     except (BackendUnavailable, BackendRefused) as error:
-        raise StageError("stopped", f"{cluster.name}: {error}") from None
+        raise StageError("stopped", refused or f"{cluster.name}: {error}") from None
+    follows = f"healing job {healer} follows them" if healer else ""
+    if refused:
+        raise StageError(
+            "stopped", f"{refused}; {follows or 'the same command goes on from there'}"
+        )
     done = sum(each.state == "done" for each in decisions.values())
     print(f"{count} jobs submitted to {cluster.name}; {done} of {len(decisions)} stages are done")
-    if healer:
-        print(f"healing job {healer} follows them")
+    if follows:
+        print(follows)
     if options.watch:
         return watch(store, plan, backend)
     return told(decisions)

@@ -12,7 +12,7 @@ from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import live_jobs
 from harness.store import Store, read_table
-from harness.study import Study, load_scale, load_study, plan_name
+from harness.study import Study, load_scale, load_study
 from methods.errors import InputError
 from methods.values import from_plain, to_plain
 
@@ -42,17 +42,39 @@ def asked_plan(options: argparse.Namespace) -> Plan:
 
 def shown_plan(options: argparse.Namespace) -> Plan:
     """The plan that was last run under this study's name, unless the command line narrows it."""
-    study = load_study(options.study)
-    name = plan_name(study, options.scale or study.scale)
-    record = read_table(options.store / "studies" / f"{name}.json") or {}
-    words = record.get("command")
-    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+    last = _last_run(options)
+    if last is None or any(getattr(options, each) for each in NARROWING):
         return asked_plan(options)
-    if any(getattr(options, each) for each in NARROWING) or words[:2] != ["harness", "run"]:
-        return asked_plan(options)
+    return asked_plan(last)
+
+
+def shown_cluster(options: argparse.Namespace) -> Cluster:
+    """The profile that --cluster names, else that of the study's last run."""
+    last = _last_run(options)
+    return load_cluster(options.cluster or (last.cluster if last else "local"))
+
+
+def _last_run(options: argparse.Namespace) -> argparse.Namespace | None:
+    """The command line that ran this study last, at the scale that `options` names if it does."""
     from harness.cli import parser
 
-    return asked_plan(parser().parse_args(words[1:]))
+    name = load_study(options.study).name
+    scale = load_scale(options.scale).name if options.scale else None
+    newest: tuple[float, Any] = (0.0, None)
+    for path in (options.store / "studies").glob("*.json"):
+        record = read_table(path) or {}
+        about = record.get("study")
+        about = about if isinstance(about, dict) else {}
+        if about.get("name") == name and scale in (None, about.get("scale")):
+            newest = max(newest, (path.stat().st_mtime, record.get("command")), key=_when)
+    words = newest[1]
+    if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
+        return None
+    return parser().parse_args(words[1:]) if words[:2] == ["harness", "run"] else None
+
+
+def _when(found: tuple[float, Any]) -> float:
+    return found[0]
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -162,11 +162,11 @@ def about_stage(plan: Plan, stage: Stage, provenance: Mapping[str, Any]) -> dict
 
 
 def retry_keys(store: Store, plan: Plan, words: Collection[str]) -> set[str]:
-    """The plan's keys that --retry names. Raises InputError for what is not in the plan."""
+    """The keys of the stages that a user names. Raises InputError for one not in the plan."""
     keys = set()
     for word in words:
         key = store.match(word).name.rpartition("-")[2]
         if key not in plan.stages:
-            raise InputError(f"--retry {word}: not a stage of study {plan.study.name}")
+            raise InputError(f"{word}: not a stage of study {plan.study.name}")
         keys.add(key)
     return keys

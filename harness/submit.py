@@ -41,7 +41,11 @@ def submit_plan(
                 about = about_stage(plan, decision.stage, provenance)
                 said = job(decision.stage.kind)
                 attempt = open_attempt(store, decision, about, said, tuple(after), code)
-                jobs[key] = _submit(store, backend, attempt)
+                try:
+                    jobs[key] = _submit(store, backend, attempt)
+                except BackendRefused as error:
+                    before = f"; {submitted} jobs were submitted before it" * (submitted > 0)
+                    raise BackendRefused(f"{attempt.name}: {error}{before}") from None
                 submitted += 1
         return decisions, submitted
 

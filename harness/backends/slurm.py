@@ -8,6 +8,7 @@ a controller has lost its state.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import shlex
 import subprocess
@@ -68,9 +69,12 @@ class SlurmBackend:
         from harness.worker import StageJob
 
         limit = self.cluster.max_submitted
+        if limit and self._in_queue is None:
+            self.query([])
         if limit and (self._in_queue or 0) >= limit:
             raise BackendRefused(f"max_submitted = {limit} of {self.cluster.name} is reached")
-        with self._environment():
+        # What sbatch says when it refuses comes with the error, and need not be printed as well.
+        with self._environment(), contextlib.redirect_stderr(io.StringIO()):
             try:
                 job = self._executor(attempt).submit(StageJob(str(attempt.place.resolve())))
             except (FailedJobError, FailedSubmissionError, FileNotFoundError) as error:
