@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,10 +15,11 @@ from torch import Tensor
 
 from evals.positions import resize_bias_table, resize_positions
 from methods.engine.work import Work
-from methods.errors import StageError
+from methods.errors import InputError, StageError
 from methods.networks.encoders import initialised
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
+from methods.parts.exported import read_exported
 from methods.pretrain import milestone_folder
 
 SHARED_TABLE = "rel_pos_bias.relative_position_bias_table"
@@ -59,17 +59,16 @@ def source(
             state = initialised(encoder).state_dict()
         return Source(*encoder.timm(), state, "the random initialisation")
     folder = milestone_folder(work.needs["encoder"], milestone)
-    path = folder / "encoder.json"
     try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-        found = Source(plain["model"], plain["arguments"], _read(folder), str(folder))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise StageError("weights", f"{path}: not an encoder's description: {error!r}") from None
+        about = read_exported(folder)
+    except InputError as error:
+        raise StageError("weights", str(error)) from None
+    found = Source(about.model, about.arguments, _read(folder), str(folder))
     for name, wanted in zip(("mean", "std"), mean_std(statistics), strict=True):
-        if name in plain and tuple(plain[name]) != wanted:
-            raise StageError(
-                "weights", f"{path}: {name} {plain[name]}, but the evaluation's is {statistics!r}"
-            )
+        if getattr(about, name) not in (None, wanted):
+            told = f"{name} {getattr(about, name)}, but the evaluation's is {statistics!r}"
+            raise StageError("weights", f"{folder / 'encoder.json'}: {told}")
+    check_fit(_shapes(found), found.state, found.origin)
     return found
 
 
@@ -83,6 +82,17 @@ def check_views(found: Source, task: Any) -> None:
             )
         if views is not None and views.statistics != task.validation.statistics:
             raise StageError("data", f"{name}.statistics is not that of validation")
+def _shapes(found: Source) -> State:
+    """The tensors that the description asks for, without memory: it may ask for any size."""
+    try:
+        with torch.device("meta"):
+            model: Timm = timm.create_model(found.model, **found.arguments)
+    except Exception as error:  # timm's models refuse their arguments in many ways
+        told = " ".join(str(error).split())
+        raise StageError("weights", f"{found.origin}: no such encoder: {told}") from None
+    return dict(model.state_dict())
+
+
 
 
 def _read(folder: Path) -> State:
@@ -152,7 +162,6 @@ def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None
 
     Raises StageError "weights" with the first names that are missing, unexpected or misshapen.
     """
-    own = model.state_dict()
     wanted = {name for name in own if not name.startswith(("head.", "fc_norm."))}
     problems = {
         "missing": sorted(wanted - state.keys()),
@@ -162,6 +171,15 @@ def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None
             for name in sorted(own.keys() & state.keys())
             if state[name].shape != own[name].shape
         ],
+    Raises StageError "weights" as `check_fit` does.
+    """
+    check_fit(model.state_dict(), state, origin)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    """That `state` fits a network whose own state is `own`, its head and `fc_norm` apart.
+
     }
     report = [
         f"{len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
@@ -170,7 +188,6 @@ def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None
     ]
     if report:
         raise StageError("weights", f"{origin} does not fit the encoder: {'; '.join(report)}")
-    model.load_state_dict(dict(state), strict=False)
 
 
 def features(

@@ -185,6 +185,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are shown all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
 def _told(message: str, code: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

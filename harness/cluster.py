@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.stage import KINDS
+from harness.study import read_toml
 from methods.errors import InputError
 from methods.values import did_you_mean, from_plain
 
@@ -85,6 +85,8 @@ class Resources:
     sbatch: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        for each in fields(self):
+            _check_text(each.name, getattr(self, each.name))
         for name in ("gpus", "tasks", "cpus", "loader_workers", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
@@ -96,7 +98,9 @@ class Resources:
         for key, value in self.sbatch.items():
             if key.replace("_", "-") in RESERVED:
                 raise ValueError(f"sbatch.{key} is taken: {RESERVED[key.replace('_', '-')]}")
-            if not isinstance(value, (str, int)) or "\n" in str(value):
+            if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", key):
+                raise ValueError(f"sbatch.{key!r} is not the name of an option")
+            if not isinstance(value, (str, int)):
                 raise ValueError(f"sbatch.{key} must be a string, a number or true")
 
     @property
@@ -155,6 +159,11 @@ class Cluster(Resources):
         for name in self.environment:
             if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name):
                 raise ValueError(f"environment: {name!r} is not the name of a variable")
+        for name in ("data", "slurm_conf"):
+            try:
+                Path(getattr(self, name)).expanduser()
+            except RuntimeError as error:  # ~nobody
+                raise ValueError(f"{name}: {error}") from None
 
     @property
     def data_root(self) -> Path:
@@ -185,6 +194,18 @@ class Cluster(Resources):
         }
 
 
+def _check_text(name: str, value: Any) -> None:
+    """Raise ValueError where a text has a character that would end its line in a job script.
+
+    Lines of `setup` are shell as they are.
+    """
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            _check_text(f"{name}.{key}", each)
+    elif isinstance(value, str) and not value.isprintable():
+        raise ValueError(f"{name} must be one line of printable characters, not {value!r}")
+
+
 def profile_path(word: str) -> Path:
     """The file of the profile that `word` names: a path, or the name of one in slurm/."""
     return Path(word) if word.endswith(".toml") or "/" in word else PROFILES / f"{word}.toml"
@@ -199,11 +220,7 @@ def load_cluster(word: str) -> Cluster:
     if not path.is_file():
         known = [each.stem for each in PROFILES.glob("*.toml")]
         raise InputError(f"--cluster {word}: no such profile{did_you_mean(word, known)}")
-    try:
-        plain = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-    return _from_plain({"name": path.stem, **plain}, path)
+    return _from_plain({"name": path.stem, **read_toml(path)}, path)
 
 
 def _from_plain(plain: dict[str, Any], path: Path) -> Cluster:
@@ -240,7 +257,7 @@ def with_flags(cluster: Cluster, flags: Mapping[str, str], sbatch: Mapping[str, 
     for flag, value in flags.items():
         name = FLAGS[flag]
         number = isinstance(getattr(cluster, name), int)
-        if number and not value.isdecimal():
+        if number and not (value.isdecimal() and len(value) < 10):
             raise InputError(f"--{flag} {value}: expected a whole number")
         changes[name] = int(value) if number else value
     if sbatch:

@@ -51,6 +51,13 @@ class Stage:
     task: Any
     needs: Mapping[str, Stage] = dataclasses.field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        # It becomes the name of a folder, and of a job.
+        if not self.label or any(not (c.isalnum() or c in "-._+@ ") for c in self.label):
+            raise InputError(
+                f"a stage cannot be called {self.label!r}: letters, digits, blanks, - . _ + @"
+            )
+
     @functools.cached_property
     def key(self) -> str:
         """10 hexadecimal digits over kind, version, task without defaults, and the needs' keys."""

@@ -9,14 +9,16 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 from harness.stage import KINDS, Stage, stage_record
+from methods.engine.work import ALARMS
 from methods.errors import InputError
-from methods.values import from_plain
+from methods.values import from_plain, refuse_deep, to_plain
 
-RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "state", "pictures")
+RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "state", "pictures", ALARMS)
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Outcome:
 
     status: Literal["done", "failed"]
     metrics: Mapping[str, float] = field(default_factory=dict)
-    cost: Mapping[str, Any] = field(default_factory=dict)
+    cost: Mapping[str, int | float | str] = field(default_factory=dict)
     error: Mapping[str, str] | None = None
     attempt: str = ""
     finished: float = 0.0
@@ -35,6 +37,11 @@ class Outcome:
     redone_steps: int = 0
     alarms: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "images", "gflops"):
+            if isinstance(self.cost.get(name, 0), str):
+                raise ValueError(f"cost.{name}: expected a number, not {self.cost[name]!r}")
 
     @property
     def done(self) -> bool:
@@ -50,13 +57,13 @@ class Outcome:
 def read_json(path: Path) -> Any:
     """The JSON in `path`, or None where there is no such file; InputError where it is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except NotADirectoryError:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from None
+    refuse_deep(found, str(path))
+    return found
 
 
 def read_table(path: Path) -> dict[str, Any] | None:
@@ -65,6 +72,12 @@ def read_table(path: Path) -> dict[str, Any] | None:
     if found is not None and not isinstance(found, dict):
         raise InputError(f"{path}: expected a table, found {type(found).__name__}")
     return found
+
+
+def read_outcome(path: Path) -> Outcome | None:
+    """The outcome in `path`, or None where there is no such file; InputError naming the field."""
+    plain = read_table(path)
+    return None if plain is None else from_plain(Outcome, plain, str(path))
 
 
 def write_json(path: Path, record: Any, sync: bool = True) -> None:
@@ -155,9 +168,7 @@ class Store:
 
     def outcome(self, folder: Path) -> Outcome | None:
         """How the stage ended, or None. Raises InputError where outcome.json is damaged."""
-        path = folder / "outcome.json"
-        plain = read_table(path)
-        return None if plain is None else from_plain(Outcome, plain, str(path))
+        return read_outcome(folder / "outcome.json")
 
     def record(self, folder: Path) -> dict[str, Any]:
         """The content of stage.json. Raises InputError naming the file and what is wrong."""
@@ -169,6 +180,9 @@ class Store:
             raise InputError(f"{path}: format: expected 1, found {plain.get('format')!r}")
         if plain.get("key") != folder.name.rpartition("-")[2]:
             raise InputError(f"{path}: key: does not agree with the folder's name")
+        needs = plain.get("needs", {})
+        if not isinstance(needs, dict) or not all(isinstance(k, str) for k in needs.values()):
+            raise InputError(f"{path}: needs: expected a table of roles and keys")
         return plain
 
     def write_plan(self, name: str, records: Mapping[str, Any]) -> None:
@@ -186,10 +200,11 @@ class Store:
     def begin_attempt(self, folder: Path, job: Mapping[str, Any]) -> str:
         """Opens attempts/<id>/ with its job.json; an old outcome moves to its own attempt."""
         self.archive_outcome(folder)
-        attempt = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(3)}"
+        attempt = f"{_stamp(folder / 'attempts')}-{secrets.token_hex(3)}"
         place = folder / "attempts" / attempt
         place.mkdir(parents=True)
-        record = {"attempt": attempt, "submitted": time.time(), **job}
+        about = {"attempt": attempt, "submitted": time.time(), "folder": str(folder.resolve())}
+        record = {**about, **job}
         write_json(place / "job.json", record, sync=False)
         return attempt
 
@@ -201,10 +216,12 @@ class Store:
     def archive_outcome(self, folder: Path, everything: bool = False) -> None:
         """Moves outcome.json into its attempt's folder; with `everything` the results too."""
         path = folder / "outcome.json"
-        plain = read_table(path)
-        if plain is None:
+        outcome = read_outcome(path)
+        if outcome is None:
             return
-        place = folder / "attempts" / str(plain.get("attempt") or "unknown")
+        attempts = folder / "attempts"
+        known = outcome.attempt in {each.name for each in attempts.glob("*")}
+        place = attempts / (outcome.attempt if known else "unknown")
         place.mkdir(parents=True, exist_ok=True)
         for name in RESULTS if everything else ():
             if (folder / name).exists():
@@ -213,7 +230,17 @@ class Store:
 
     def finish(self, folder: Path, outcome: Outcome) -> None:
         """Writes outcome.json, the last thing that happens to an attempt."""
-        from methods.values import to_plain
-
         plain = to_plain(outcome, declared=Outcome)
         write_json(folder / "outcome.json", plain)
+
+
+def _stamp(attempts: Path) -> str:
+    """The time as in the names of attempts; after the newest of them, whatever the clock says."""
+    form = "%Y%m%d-%H%M%S"
+    newest = max((each.name[:15] for each in attempts.glob("*-*-*")), default="")
+    now = time.strftime(form)
+    try:
+        after = datetime.strptime(newest, form) + timedelta(seconds=1)
+    except (ValueError, OverflowError):
+        return now
+    return max(now, after.strftime(form))

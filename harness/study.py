@@ -15,7 +15,7 @@ from methods.data.sets import ImageData, SegmentationData
 from methods.errors import InputError
 from methods.parts.encoder import Encoder
 from methods.teachers import Teacher, Tokenizer
-from methods.values import did_you_mean, from_plain
+from methods.values import did_you_mean, from_plain, refuse_deep
 
 STUDIES = Path(__file__).parent / "studies"
 SCALES = Path(__file__).parent / "scales"
@@ -166,13 +166,15 @@ class Scale:
 def read_toml(path: Path) -> dict[str, Any]:
     """The table in `path`; raises InputError naming the file, and the line where it is not TOML."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise InputError(f"{path}: cannot be read ({error})") from None
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not TOML: {error}") from None
+    refuse_deep(table, str(path))
+    return table
 
 
 def find_file(name: str, folder: Path, what: str) -> Path:

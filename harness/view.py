@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from harness.backends import JobState
 from harness.drive import Show
 from harness.run import ATTEMPTS, Decision, failures
 from harness.store import read_table
+from methods.engine.work import read_alarms, read_line
 
 COLUMNS = (
     "stage",
@@ -39,13 +39,8 @@ def recent_metrics(folder: Path) -> list[dict[str, Any]]:
             lines = file.read().splitlines()
     except OSError:
         return []
-    found = []
-    for line in lines:  # the first may be cut here, the last by a kill
-        with suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict) and "step" in entry:
-                found.append(entry)
-    return found
+    found = map(read_line, lines)  # the first may be cut here, the last by a kill
+    return [each for each in found if each is not None]
 
 
 def row(decision: Decision) -> dict[str, str]:
@@ -56,14 +51,22 @@ def row(decision: Decision) -> dict[str, str]:
         seconds = float(decision.outcome.cost.get("seconds", 0.0))
         metrics = decision.outcome.metrics
         shown = ", ".join(f"{name} {value:.4g}" for name, value in list(metrics.items())[:2])
-        return cells | {"note": f"{shown} in {duration(seconds)}"}
+        note = f"{shown} in {duration(seconds)}{_alarmed(decision.outcome.alarms)}"
+        return cells | {"note": note}
     if decision.state in ("failed", "blocked", "missing", "queued"):
         cells["note"] = decision.why
     if decision.job is not None:
         cells |= _job(decision.folder, decision.job)
     if decision.state == "running":
         cells |= _progress(recent_metrics(decision.folder))
+        cells["note"] += _alarmed(read_alarms(decision.folder))
     return cells
+
+
+def _alarmed(alarms: Sequence[str]) -> str:
+    """`; alarm: the loss does not move (and 2 more)`, or "" without alarms."""
+    more = f" (and {len(alarms) - 1} more)" if len(alarms) > 1 else ""
+    return f"; alarm: {alarms[0]}{more}" if alarms else ""
 
 
 def _job(folder: Path, job: JobState) -> dict[str, str]:

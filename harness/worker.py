@@ -19,8 +19,9 @@ from typing import Any
 from harness import provenance
 from harness.stage import task_from_record
 from harness.store import Outcome, Store, read_table, write_json
-from methods.engine.work import Layout, Work
+from methods.engine.work import Layout, Work, read_alarms
 from methods.errors import InputError, StageError
+from methods.values import from_plain
 
 HEARTBEAT_SECONDS = 10.0
 
@@ -32,7 +33,10 @@ class StageJob:
         self.place = place
 
     def __call__(self) -> None:
-        run_attempt(Path(self.place))
+        try:
+            run_attempt(Path(self.place))
+        except InputError as error:  # a damaged file of the store
+            sys.exit(f"error: {error}")
 
     def checkpoint(self, *_: Any) -> Any:
         """For submitit, should it see a signal before `run_attempt` has its own handlers."""
@@ -92,10 +96,16 @@ class Ownership:
                 return
 
     def check(self) -> None:
-        """Raises StageError("stopped") where another process has taken the stage since."""
-        found = read_table(self.path)
-        if found is None or found.get("token") != self.token:
-            owner = (found or {}).get("attempt", "nobody")
+        """Raises StageError: "stopped" where another process has taken the stage since, "disk"
+        where its folder is gone or cannot be read."""
+        try:
+            found = read_table(self.path)
+        except InputError as error:
+            raise StageError("disk", str(error)) from None
+        if found is None:
+            raise StageError("disk", f"{self.path.parent} was removed under the running stage")
+        if found.get("token") != self.token:
+            owner = found.get("attempt", "nobody")
             raise StageError("stopped", f"{self.path.parent.name} now belongs to {owner}")
 
     def holds(self) -> bool:
@@ -120,8 +130,7 @@ def run_attempt(place: Path) -> None:
     stop = Stop()
     folder = place.parent.parent
     store = Store(folder.parent.parent)
-    job = read_table(place / "job.json") or {}
-    layout, name = _layout(job)
+    job, layout, name = _job(place / "job.json")
     main = layout.rank == 0
     outcome = store.outcome(folder)
     if outcome is not None and outcome.done:
@@ -135,7 +144,8 @@ def run_attempt(place: Path) -> None:
         layout=layout,
         stop=stop,
         owned=owner.check if main else _nobody_asks,
-        checkpoint_seconds=float(job.get("checkpoint_seconds", 600.0)),
+        checkpoint_seconds=job["checkpoint_seconds"],
+        alarms=read_alarms(folder) if main else [],
     )
     with _forwarding(folder, job, main):
         ending = _work(store, work, owner, job, place.name)
@@ -155,10 +165,22 @@ def _work(
         again = not main or owner.holds()
         _leave_stopped(store, work.folder, attempt, job, str(ending["message"]), main, again)
     if main:
-        owner.check()
         seconds, commit = time.time() - started, str(job.get("commit", ""))
-        store.finish(work.folder, _outcome(ending, attempt, commit, work, seconds))
+        outcome = _outcome(ending, attempt, commit, work, seconds)
+        return {**ending, **_finish(store, work.folder, outcome, owner)}
     return ending
+
+
+def _finish(store: Store, folder: Path, outcome: Outcome, owner: Ownership) -> dict[str, Any]:
+    """Writes the outcome; {} or why it could not be written."""
+    try:
+        owner.check()
+        store.finish(folder, outcome)
+    except StageError as error:
+        return {"reason": error.reason, "message": f"no outcome was written: {error}"}
+    except OSError as error:
+        return {"reason": "disk", "message": f"no outcome was written: {error}"}
+    return {}
 
 
 def _forwarding(folder: Path, job: dict[str, Any], main: bool) -> AbstractContextManager[None]:
@@ -178,15 +200,24 @@ def _nobody_asks() -> None:
     return None
 
 
+def _job(path: Path) -> tuple[dict[str, Any], Layout, str]:
+    """The content of job.json, where this process stands among the job's, and the job's name.
+
+    Raises InputError naming the file and the field.
+    """
+    job = read_table(path) or {}
+    seconds = job.get("checkpoint_seconds", 600.0)
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InputError(f"{path}.checkpoint_seconds: expected a number, found {seconds!r}")
+    fields = ("loader_workers", "device_batch", "threads", "device")
+    from_plain(Layout, {name: job[name] for name in fields if name in job}, str(path))
+    return {**job, "checkpoint_seconds": float(seconds)}, *_layout(job)
+
+
 def _layout(job: dict[str, Any]) -> tuple[Layout, str]:
     """Where this process stands among the job's, and the job's name for people."""
-    threads = int(job.get("threads", 0))
-    options: dict[str, Any] = {
-        "loader_workers": int(job.get("loader_workers", 0)),
-        "device_batch": job.get("device_batch"),
-        "threads": threads,
-        "device": job.get("device", "cpu"),
-    }
+    fields = ("loader_workers", "device_batch", "threads", "device")
+    options = {name: job[name] for name in fields if name in job}
     if job.get("backend") != "slurm":
         return Layout(**options), f"pid {os.getpid()}"
     from harness.backends import slurm_job

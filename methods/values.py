@@ -15,6 +15,8 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from methods.errors import InputError
 
 T = TypeVar("T")
+DEEPEST = 100  # levels of nesting in files; recursion over more would end in an error of Python's
+LARGEST = 2**63
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
@@ -30,6 +32,22 @@ def fingerprint(plain: Any) -> str:
     """First 10 hexadecimal digits of the SHA-256 of the canonical JSON of `plain`."""
     text = json.dumps(plain, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+
+def refuse_deep(plain: Any, where: str) -> None:
+    """Raise InputError where plain data is nested more than DEEPEST levels deep."""
+    level = [plain]
+    for _ in range(DEEPEST):
+        level = [item for each in level for item in _items(each)]
+        if not level:
+            return
+    raise InputError(f"{where}: nested more than {DEEPEST} levels deep")
+
+
+def _items(plain: Any) -> Iterable[Any]:
+    if isinstance(plain, Mapping):
+        return plain.values()
+    return plain if isinstance(plain, (list, tuple)) else ()
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}
@@ -113,10 +131,13 @@ def from_plain(cls: type[T], plain: Any, where: str = "") -> T:
 
 
 def construct(cls: type[T], known: Mapping[str, Any], where: str) -> T:
-    """`cls(**known)`, with the ValueError of its checks told as an InputError at `where`."""
+    """`cls(**known)`, with the error of its checks told as an InputError at `where`.
+
+    Checks may divide by a field, and by one that is 0.
+    """
     try:
         return cls(**known)
-    except ValueError as error:
+    except (ValueError, ArithmeticError) as error:
         raise InputError(f"{where or cls.__name__}: {error}") from None
 
 
@@ -125,8 +146,15 @@ def _at(where: str, name: Any) -> str:
 
 
 def _shown(plain: Any) -> str:
-    text = repr(plain)
+    try:
+        text = repr(plain)
+    except ValueError:  # Python writes no number of more than 4300 digits
+        text = "a huge number"
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _word(plain: Any) -> str:
+    return plain if isinstance(plain, str) else ""
 
 
 def subclasses(cls: type) -> dict[str, type]:
@@ -152,7 +180,7 @@ def _named_class(cls: type[T], name: Any, where: str) -> type[T]:
     if not isinstance(name, str) or name not in choices:
         raise InputError(
             f"{_at(where, 'type')}: no {cls.__name__.lower()} is called {_shown(name)}"
-            f"{did_you_mean(str(name), choices)}"
+            f"{did_you_mean(_word(name), choices)}"
         )
     return choices[name]
 
@@ -195,7 +223,7 @@ def _convert_literal(choices: tuple[Any, ...], plain: Any, where: str) -> Any:
         if plain == choice and type(plain) is type(choice):
             return choice
     words = [str(choice) for choice in choices]
-    raise InputError(f"{where}: {_shown(plain)} is not a choice{did_you_mean(str(plain), words)}")
+    raise InputError(f"{where}: {_shown(plain)} is not a choice{did_you_mean(_word(plain), words)}")
 
 
 def _convert_tuple(items: tuple[Any, ...], plain: Any, where: str) -> tuple[Any, ...]:
@@ -218,6 +246,8 @@ def _convert_scalar(hint: Any, plain: Any, where: str) -> Any:
     if not isinstance(plain, hint) or (isinstance(plain, bool) and hint is not bool):
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
         raise InputError(f"{where}: expected {names.get(hint, hint)}, found {_shown(plain)}")
+    if isinstance(plain, int) and abs(plain) >= LARGEST:
+        raise InputError(f"{where}: {_shown(plain)} is too large")
     if isinstance(plain, float) and not math.isfinite(plain):
         raise InputError(f"{where}: {plain} is not a finite number")
     return plain
@@ -275,7 +305,7 @@ def _merged(hint: Any, old: Any, plain: Any, where: str) -> Any:
 def _merged_items(items: tuple[Any, ...], plain: Mapping[str, Any], where: str) -> Any:
     changed = list(items)
     for name, item in plain.items():
-        if not name.isdecimal() or int(name) >= len(items):
+        if not name.isdecimal() or len(name) > 9 or int(name) >= len(items):
             known = f"a position from 0 to {len(items) - 1}" if items else "nothing: it is empty"
             raise InputError(f"{_at(where, name)}: expected {known}")
         old = items[int(name)]

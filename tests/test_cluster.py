@@ -114,7 +114,7 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("[sbatch]\nno_requeue = true", "sbatch.no_requeue is taken: use max_requeues = 0"),
         ("[environment]\n'A B' = 'x'", "'A B' is not the name of a variable"),
         ("heal = -1", "heal must be 0 or more, not -1"),
-        ("nodes = = 2", "not valid TOML"),
+        ("nodes = = 2", "not TOML"),
     ],
 )
 def test_mistakes_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -103,7 +103,7 @@ class SlurmBackend:
             "chdir": Path.cwd(),
             "output": logs / "%j.out",
         }
-        lines = [f"#SBATCH --{key}={shlex.quote(str(text))}" for key, text in asked.items()]
+        lines = [f"#SBATCH --{key}={_quoted(str(text))}" for key, text in asked.items()]
         setup = self._setup(Attempt(comment, logs, name, name, code=code))
         script = "\n".join(["#!/bin/bash", *lines, *setup, shlex.join(command), ""])
         return self._call("sbatch", "--parsable", text=script).strip().partition(";")[0]
@@ -155,6 +155,8 @@ class SlurmBackend:
     # ---- one attempt as parameters of sbatch -----------------------------------------------
 
     def _executor(self, attempt: Attempt) -> Any:
+        for text in (attempt.name, str(attempt.place.resolve())):
+            _quoted(text)
         python = shlex.quote(self.cluster.python or sys.executable)
         executor = _executor_class()(
             folder=attempt.place.resolve(),
@@ -264,6 +266,13 @@ class SlurmBackend:
         if done.returncode != 0:
             raise _failure(done.stderr)
         return done.stdout or done.stderr
+
+
+def _quoted(text: str) -> str:
+    """`text` as one word of a shell. Raises BackendRefused for a line break, which ends #SBATCH."""
+    if not text.isprintable():
+        raise BackendRefused(f"{text!r} cannot stand in a job script")
+    return shlex.quote(text)
 
 
 def _executor_class() -> Any:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.store import Store, read_table
+from harness.report.planned import read_plan
+from harness.store import Outcome, Store, read_table
+from methods.engine.work import read_alarms, read_line
 from methods.errors import InputError
-from methods.values import did_you_mean
+from methods.values import did_you_mean, to_plain
 
 MISSING: Mapping[str, Any] = {"state": "missing"}
 
@@ -55,14 +56,14 @@ class StoreSource:
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         folder = self.root / "studies"
         for name in (f"{study}-{scale}", study) if scale else (study,):
-            found = read_table(folder / f"{name}.json")
+            found = read_plan(folder / f"{name}.json")
             if found is not None and scale in (None, _about(found).get("scale")):
                 return found
         return self._only_plan(study, scale)
 
     def _only_plan(self, study: str, scale: str | None) -> dict[str, Any]:
         """A study that only ever ran at one scale, not its own, is found without --scale."""
-        plans = {path.stem: read_table(path) or {} for path in self.root.glob("studies/*.json")}
+        plans = {path.stem: read_plan(path) or {} for path in self.root.glob("studies/*.json")}
         mine = [each for each in plans.values() if _about(each).get("name") == study]
         if len(mine) == 1 and scale is None:
             return mine[0]
@@ -76,10 +77,10 @@ class StoreSource:
         folder = self.store.find(key)
         if folder is None:
             return MISSING
-        found = read_table(folder / "outcome.json")
-        if found is not None and found.get("status") in ("done", "failed"):
-            return {**found, "state": found["status"]}
-        return {"state": self._state(key)}
+        found = self.store.outcome(folder)
+        if found is not None:
+            return {**to_plain(found, declared=Outcome), "state": found.status}
+        return {"state": self._state(key), "alarms": read_alarms(folder)}
 
     def stage(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)
@@ -88,10 +89,12 @@ class StoreSource:
     def history(self, key: str) -> list[dict[str, Any]]:
         folder = self.store.find(key)
         try:
-            text = (folder / "metrics.jsonl").read_text(encoding="utf-8") if folder else ""
+            text = (folder / "metrics.jsonl").read_bytes() if folder else b""
         except FileNotFoundError:
             return []
-        return [line for line in map(_line, text.splitlines()) if line]
+        except OSError as error:
+            raise InputError(f"{error.filename}: cannot be read ({error.strerror})") from None
+        return [line for line in map(read_line, text.splitlines()) if line]
 
     def pictures(self, key: str) -> dict[str, bytes]:
         folder = self.store.find(key)
@@ -101,13 +104,4 @@ class StoreSource:
 
 def _about(plan: Mapping[str, Any]) -> Mapping[str, Any]:
     found = plan.get("study")
-    return found if isinstance(found, dict) else {}
-
-
-def _line(text: str) -> dict[str, Any]:
-    """One line of metrics.jsonl; the last may be half written while the stage runs."""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
     return found if isinstance(found, dict) else {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -64,9 +64,10 @@ def forwarding(folder: Path, every: float = 10.0) -> Iterator[None]:
 def _study_of(store: Store, key: str) -> str | None:
     """The first study whose plan has the stage."""
     for path in sorted((store.root / "studies").glob("*.json")):
-        plan = read_table(path) or {}
-        if key in plan.get("stages", {}):
-            return path.stem
+        with suppress(InputError):  # the plan of another study may be damaged
+            stages = (read_table(path) or {}).get("stages")
+            if isinstance(stages, dict) and key in stages:
+                return path.stem
     return None
 
 

@@ -48,8 +48,8 @@ def _alive(owner: dict[str, Any], path: Path) -> bool:
         return False
     pid = owner.get("pid")
     if owner.get("host") != provenance.host() or not isinstance(pid, int):
-        return age < SIGN_OF_LIFE_SECONDS
-    return age < PROCESS_SECONDS and _runs(pid)
+        return abs(age) < SIGN_OF_LIFE_SECONDS
+    return abs(age) < PROCESS_SECONDS and 0 < pid < 2**31 and _runs(pid)
 
 
 def _runs(pid: int) -> bool:

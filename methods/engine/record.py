@@ -124,7 +124,7 @@ class Cost:
         path = self.work.folder / "state" / "resumes.json"
         if distributed.rank() != 0:
             return
-        past = json.loads(path.read_text()) if path.exists() else {"resumed": 0, "redone_steps": 0}
+        past = _past(path)
         if done or redone:
             past["resumed"] += 1
             past["redone_steps"] += redone

@@ -12,6 +12,9 @@ from typing import Any, Literal
 
 from methods.errors import StageError
 
+ALARMS = "alarms.txt"
+LARGEST = 1e300  # of numbers in metrics.jsonl
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -52,7 +55,8 @@ class Work:
     owned: raises StageError("stopped") when another job has taken the stage; asked before a save.
     checkpoint_seconds: time between checkpoints.
     report: the cost, filled by `methods.engine.loop.fit` (keys in its docstring).
-    alarms: what a person should know although the stage went on, e.g. a broken checkpoint.
+    alarms: what a person should know although the stage went on, e.g. a broken checkpoint; of this
+    attempt and, in the stage's alarms.txt, of those before.
     """
 
     folder: Path
@@ -79,17 +83,26 @@ class Work:
         if self.layout.rank == 0:
             self.owned()
             line = json.dumps({"step": step, "time": round(time.time(), 3), **metrics})
-            try:
-                with self.metrics.open("a", encoding="utf-8") as file:
-                    file.write(line + "\n")
-            except OSError as error:
-                raise StageError("disk", f"{self.metrics}: {error.strerror}") from error
+            self._append(self.metrics, line)
 
     def alarm(self, text: str) -> None:
-        """Remember `text` for the outcome and print it to the log, on rank 0."""
-        if self.layout.rank == 0:
-            self.alarms.append(text)
-            print(f"warning: {text}", flush=True)
+        """Remember `text` for the outcome, once, and print it to the log, on rank 0.
+
+        Raises StageError("disk").
+        """
+        text = " ".join(text.split())
+        if self.layout.rank != 0 or text in self.alarms:
+            return
+        self.alarms.append(text)
+        print(f"warning: {text}", flush=True)
+        self._append(self.folder / ALARMS, text)
+
+    def _append(self, path: Path, line: str) -> None:
+        try:
+            with path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise StageError("disk", f"{path}: {error.strerror}") from error
 
     def rewind(self, step: int) -> int:
         """Drop the metrics after update `step` and a torn last line, on rank 0.
@@ -99,7 +112,7 @@ class Work:
         if self.layout.rank != 0 or not self.metrics.exists():
             return 0
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        entries = [(line, entry) for line in lines if (entry := _entry(line)) is not None]
+        entries = [(line, entry) for line in lines if (entry := read_line(line)) is not None]
         last = max((entry["step"] for _, entry in entries), default=0)
         kept = "".join(f"{line}\n" for line, entry in entries if entry["step"] <= step)
         aside = self.metrics.with_name(".metrics.jsonl.new")
@@ -108,10 +121,28 @@ class Work:
         return max(0, last - step)
 
 
-def _entry(line: str) -> dict[str, Any] | None:
-    """The metrics of one line; None where it was torn by a kill in the midst of writing."""
+def read_line(line: str | bytes) -> dict[str, float] | None:
+    """The numbers of one line of metrics.jsonl, "step" among them; None for a line without.
+
+    A kill in the midst of writing tears a line, and so may a fault of the disk.
+    """
     try:
         entry = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return entry if isinstance(entry, dict) and isinstance(entry.get("step"), int) else None
+    pairs = entry.items() if isinstance(entry, dict) else ()
+    numbers = {name: value for name, value in pairs if _is_number(value)}
+    return numbers if isinstance(numbers.get("step"), int) else None
+
+
+def _is_number(value: Any) -> bool:
+    known = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return known and abs(value) < LARGEST  # false of NaN too
+
+
+def read_alarms(folder: Path) -> list[str]:
+    """What alarmed the attempts at the stage in `folder`, also those that were killed."""
+    try:
+        return (folder / ALARMS).read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []

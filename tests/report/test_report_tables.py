@@ -193,7 +193,7 @@ def test_bad_input_is_named(small: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"outcome\.json: cannot be read as JSON"):
         harness.load("comparison", store=root)
     (root / "studies" / "comparison.json").write_text('{"study": {"scale": "mini"}, "rows": [{}]}')
-    with pytest.raises(InputError, match="plan"):
+    with pytest.raises(InputError, match=r"comparison\.json\.stages: missing"):
         harness.load("comparison", store=root)
 
 
