@@ -43,6 +43,16 @@ class Source:
         """The side of the input that the position tables are made for, in pixels."""
         return int(self.arguments["img_size"])
 
+    @property
+    def staged(self) -> bool:
+        """Whether it has stages of falling resolution, and no class token: a Swin."""
+        return "depths" in self.arguments
+
+    @property
+    def depth(self) -> int:
+        """Blocks, or stages of a Swin."""
+        return len(self.arguments["depths"]) if self.staged else int(self.arguments["depth"])
+
 
 def source(
     work: Work, encoder: Encoder, seed: int, statistics: str, milestone: float = 1.0
@@ -72,16 +82,6 @@ def source(
     return found
 
 
-def check_views(found: Source, task: Any) -> None:
-    """StageError "data" where the task's two transforms do not make what the encoder takes."""
-    for name in ("augmentation", "validation"):
-        views = getattr(task, name, None)
-        if views is not None and views.size != found.image:
-            raise StageError(
-                "data", f"{name}.size is {views.size}, but the encoder takes {found.image} pixels"
-            )
-        if views is not None and views.statistics != task.validation.statistics:
-            raise StageError("data", f"{name}.statistics is not that of validation")
 def _shapes(found: Source) -> State:
     """The tensors that the description asks for, without memory: it may ask for any size."""
     try:
@@ -93,6 +93,16 @@ def _shapes(found: Source) -> State:
     return dict(model.state_dict())
 
 
+def check_views(found: Source, task: Any) -> None:
+    """StageError "data" where the task's two transforms do not make what the encoder takes."""
+    for name in ("augmentation", "validation"):
+        views = getattr(task, name, None)
+        if views is not None and views.size != found.image:
+            raise StageError(
+                "data", f"{name}.size is {views.size}, but the encoder takes {found.image} pixels"
+            )
+        if views is not None and views.statistics != task.validation.statistics:
+            raise StageError("data", f"{name}.statistics is not that of validation")
 
 
 def _read(folder: Path) -> State:
@@ -115,19 +125,21 @@ def build_trainable(
 ) -> Timm:
     """The encoder as fine-tuning and segmentation change it: mean pooling, `fc_norm`, a new head.
 
-    The norm of pretraining is not transferred, `fc_norm` starts at (1, 0) (MAE, MILAN, BEiT). A
-    bias table that all blocks share becomes one table a block, as BEiT does. `image` resizes the
-    position tables to another input side in pixels.
+    The norm of pretraining is not transferred, `fc_norm` starts at (1, 0) (MAE, MILAN, BEiT); a
+    Swin, which has no `fc_norm`, keeps its norm, and its windows at any size (SimMIM). A bias table
+    that all blocks share becomes one table a block, as BEiT does. `image` resizes the position
+    tables to another input side in pixels.
     """
     arguments = {**found.arguments, "num_classes": classes, "global_pool": "avg"}
     arguments["drop_path_rate"] = drop_path
-    state = _without(found.state, "head.", "norm.", "fc_norm.")
+    state = _without(found.state, "head.", "fc_norm.", *(() if found.staged else ("norm.",)))
     if arguments.get("use_shared_rel_pos_bias"):
         arguments |= {"use_shared_rel_pos_bias": False, "use_rel_pos_bias": True}
         state = _one_table_a_block(state, int(arguments["depth"]))
     if image is not None and image != found.image:
         arguments["img_size"] = image
-        state = _resized(state, image // int(arguments["patch_size"]))
+        if not found.staged:
+            state = _resized(state, image // int(arguments["patch_size"]))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: Timm = timm.create_model(found.model, **arguments)
@@ -160,6 +172,15 @@ def _resized(state: State, grid: int) -> State:
 def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None:
     """Load `state` into `model`, whose head and `fc_norm` alone may keep their initialisation.
 
+    Raises StageError "weights" as `check_fit` does.
+    """
+    check_fit(model.state_dict(), state, origin)
+    model.load_state_dict(dict(state), strict=False)
+
+
+def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
+    """That `state` fits a network whose own state is `own`, its head and `fc_norm` apart.
+
     Raises StageError "weights" with the first names that are missing, unexpected or misshapen.
     """
     wanted = {name for name in own if not name.startswith(("head.", "fc_norm."))}
@@ -171,15 +192,6 @@ def load_strictly(model: Timm, state: Mapping[str, Tensor], origin: str) -> None
             for name in sorted(own.keys() & state.keys())
             if state[name].shape != own[name].shape
         ],
-    Raises StageError "weights" as `check_fit` does.
-    """
-    check_fit(model.state_dict(), state, origin)
-    model.load_state_dict(dict(state), strict=False)
-
-
-def check_fit(own: Mapping[str, Tensor], state: Mapping[str, Tensor], origin: str) -> None:
-    """That `state` fits a network whose own state is `own`, its head and `fc_norm` apart.
-
     }
     report = [
         f"{len(names)} {problem}: {', '.join(names[:4])}{' ...' if len(names) > 4 else ''}"
@@ -195,8 +207,11 @@ def features(
 ) -> Tensor:
     """Features (B,D) float32 of normalised images (B,3,H,W): class token, or mean of the patches.
 
-    `layer` None takes the tokens after the final norm; a number the raw output of that block.
+    `layer` None takes the tokens after the final norm; a number the raw output of that block (of a
+    Swin: stage). A Swin has no class token: StageError "layout".
     """
+    if not hasattr(model, "cls_token"):
+        return _mean_of_maps(model, images, pooling, layer)
     if layer is None:
         tokens = model.forward_features(images)
         prefix = model.num_prefix_tokens
@@ -211,3 +226,16 @@ def features(
         intermediates_only=True,
     )
     return (classes[:, 0] if pooling == "class" else patches.mean(1)).float()
+
+
+def _mean_of_maps(model: Timm, images: Tensor, pooling: str, layer: int | None) -> Tensor:
+    """The mean of a Swin's last map (B,H,W,D) after the norm, or of the stage `layer`'s."""
+    if pooling == "class":
+        raise StageError("layout", "pooling must be 'mean': the encoder has no class token")
+    if layer is None:
+        tokens: Tensor = model.forward_features(images)
+        return tokens.mean((1, 2)).float()
+    [maps] = model.forward_intermediates(
+        images, indices=[layer], norm=False, stop_early=True, intermediates_only=True
+    )
+    return maps.mean((2, 3)).float()

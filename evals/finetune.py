@@ -72,7 +72,7 @@ class FineTuning:
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""
         return {
-            "features": "mean of the patches, fresh norm",
+            "features": f"mean of the patches, {'own' if self.encoder.pyramid else 'fresh'} norm",
             "crop": self.validation.size,
             "resize": self.validation.shorter_side,
             "interpolation": self.validation.interpolation,

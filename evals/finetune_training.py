@@ -75,7 +75,7 @@ def build_classifier(task: FineTuning, work: Work) -> Classifier:
     check_views(found, task)
     classes = len(task.data.classes)
     encoder = build_trainable(found, task.seed, classes=classes, drop_path=task.drop_path)
-    head = encoder.head
+    head = encoder.get_classifier()
     generator = torch.Generator().manual_seed(task.seed)
     nn.init.trunc_normal_(head.weight, std=HEAD_STD * task.head_scale, generator=generator)
     nn.init.zeros_(head.bias)

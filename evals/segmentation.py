@@ -44,6 +44,10 @@ class Segmentation:
     blocks: whose outputs are used, from 0; None takes those after a third, a half, two thirds and
         all of the depth, which is BEiT's 3, 5, 7, 11 of 12 and 7, 11, 15, 23 of 24.
     channels, auxiliary_channels: of the two heads. stride: of the sliding window of size `crop`.
+    scales: factors of `scale` at which the images are tested once more, all together (BEiT: 0.5,
+        0.75, 1, 1.25, 1.5, 1.75), and with `mirrored` their mirror images too: mIoU_multi_scale,
+        beside mIoU, which remains that of the single scale. No copy's shorter side
+        is below `crop` (BEiT).
     """
 
     kind: ClassVar[str] = "segmentation"
@@ -70,6 +74,8 @@ class Segmentation:
     stride: int = 341
     seed: int = 0
     threads: int = 0
+    scales: tuple[float, ...] = ()
+    mirrored: bool = False
 
     def __post_init__(self) -> None:
         positive = {"crop": self.crop, "channels": self.channels, "stride": self.stride}
@@ -87,6 +93,12 @@ class Segmentation:
             raise ValueError(f"blocks count from 0, not {self.blocks}")
         if not 0 <= self.flip <= 1:
             raise ValueError(f"flip must be from 0 to 1, not {self.flip}")
+        if any(not 0 < factor <= 8 for factor in self.scales):
+            raise ValueError(f"scales must be above 0 and at most 8, not {self.scales}")
+        if self.mirrored and not self.scales:
+            raise ValueError("mirrored is of the tests at several scales, and scales is empty")
+        if self.scales and self.inference == "whole":
+            raise ValueError("scales need inference = 'slide': the encoder takes one size of image")
         for name in ("dropout", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be from 0 to below 1, not {getattr(self, name)}")
@@ -98,7 +110,10 @@ class Segmentation:
         return tuple(round(depth * share) - 1 for share in (1 / 3, 1 / 2, 2 / 3, 1))
 
     def run(self, work: Work) -> dict[str, float]:
-        """Percentages mIoU, aAcc and mAcc on the validation images, after the last update."""
+        """Percentages mIoU, aAcc and mAcc on the validation images, after the last update.
+
+        And mIoU_multi_scale where there are `scales`.
+        """
         from evals.segmentation_training import run
 
         return run(self, work)
@@ -130,15 +145,22 @@ class Segmentation:
         norms = [*[own] * (pools + 3 + 1 + 3 + 1), other]
         return narrow + wide + pyramid + auxiliary + scores, norms
 
+    def _tests(self) -> str:
+        """The scales of the tests, for the protocol card."""
+        if not self.scales:
+            return "single, no flip"
+        factors = ", ".join(f"{factor:g}" for factor in self.scales)
+        return f"single, no flip; multi-scale: {factors}{', mirrored' if self.mirrored else ''}"
+
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""
-        window = f"window {self.crop}, stride {self.stride}"
+        window, stages = f"window {self.crop}, stride {self.stride}", bool(self.encoder.pyramid)
         return {
             "head": f"UPerNet {self.channels}, auxiliary FCN {self.auxiliary_channels}",
-            "features": "raw outputs of four blocks",
+            "features": "four stages, fresh norms" if stages else "raw outputs of four blocks",
             "crop": self.crop,
             "inference": window if self.inference == "slide" else "whole image",
-            "scales": "single, no flip",
+            "scales": self._tests(),
             "statistics": self.statistics,
             "drop path": self.drop_path,
             **optimisation_card(self.optimisation),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,11 +58,11 @@ def training_pipeline(task: Segmentation) -> list[Any]:
     ]
 
 
-def validation_pipeline(task: Segmentation) -> list[Any]:
+def validation_pipeline(task: Segmentation, scale: tuple[int, int] | None = None) -> list[Any]:
     """Without chance; the mask keeps its own size, to which the prediction is resized."""
     return [
         {"type": "LoadImageFromFile"},
-        {"type": "mmseg.Resize", "scale": task.scale, "keep_ratio": True},
+        {"type": "mmseg.Resize", "scale": scale or task.scale, "keep_ratio": True},
         {"type": "mmseg.LoadAnnotations"},
         MaskCheck(len(task.data.classes)),
         {"type": "mmseg.PackSegInputs"},
@@ -107,10 +108,10 @@ def open_pictures(task: Segmentation, root: Path, split: Split) -> Pictures:
     return Pictures(dataset)
 
 
-def _packed(pictures: Pictures, item: dict[str, Any]) -> dict[str, Any]:
+def packed_by(pipeline: Callable[..., Any], item: dict[str, Any]) -> dict[str, Any]:
     """The transforms' result: "inputs" uint8 (3,h,w) BGR and "data_samples"."""
     try:
-        packed: dict[str, Any] = pictures.dataset.pipeline(item)
+        packed: dict[str, Any] = pipeline(item)
     except (AssertionError, AttributeError, OSError, TypeError, ValueError, cv2.error) as error:
         # OpenCV returns None for a broken picture, on which the next line of mmcv trips.
         raise StageError("data", f"{item['img_path']} or its mask: {error}") from error
@@ -129,7 +130,7 @@ class TrainingSample:
 
     def __call__(self, item: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
         with global_rng(generator):
-            packed = _packed(self._pictures, item)
+            packed = packed_by(self._pictures.dataset.pipeline, item)
         image, label = packed["inputs"], packed["data_samples"].gt_sem_seg.data.to(torch.uint8)
         height, width = image.shape[1:]
         padding = (0, self._crop - width, 0, self._crop - height)
@@ -147,4 +148,4 @@ class ValidationSample:
         self._pictures = pictures
 
     def __call__(self, item: dict[str, Any], generator: np.random.Generator) -> dict[str, Any]:
-        return {"packed": _packed(self._pictures, item)}
+        return {"packed": packed_by(self._pictures.dataset.pipeline, item)}

@@ -8,6 +8,7 @@ import warnings
 with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import cv2
+    from mmcv.transforms import Compose
     from mmengine.config import ConfigDict
     from mmengine.logging import MMLogger
     from mmengine.model import BaseModule
@@ -27,6 +28,7 @@ __all__ = [
     "MODELS",
     "BaseModule",
     "BaseSegDataset",
+    "Compose",
     "ConfigDict",
     "EncoderDecoder",
     "IoUMetric",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
@@ -22,7 +22,8 @@ from evals.segmentation_data import (
 from evals.segmentation_mmseg import EncoderDecoder, IoUMetric, PixelData, SegDataSample
 from evals.segmentation_model import build_segmentor, norm_layer
 from evals.segmentation_pictures import strips
-from methods.data.stream import Stream, evaluation_batches, split_batch
+from evals.segmentation_scales import ScaledSample, averaged
+from methods.data.stream import Stream, Transform, evaluation_batches, split_batch
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
@@ -119,31 +120,11 @@ def run(task: Segmentation, work: Work) -> dict[str, float]:
     fit(Segmenting(module, task), optimisation, stream, work, len(train), task.seed)
     validation = open_pictures(task, work.data, "validation")
     metrics = evaluate(segmentor.to(device), validation, layout)
+    if task.scales:
+        scaled = evaluate(segmentor, validation, layout, ScaledSample(task), averaged)
+        metrics["mIoU_multi_scale"] = scaled["mIoU"]
     draw(work, lambda: strips(validation, lambda packed: predictions(segmentor, packed)))
     return metrics
-
-
-@torch.no_grad()
-def evaluate(segmentor: EncoderDecoder, pictures: Pictures, layout: Layout) -> dict[str, float]:
-    """mIoU, aAcc and mAcc in percent over all ranks' images, by mmsegmentation's IoUMetric."""
-    segmentor.eval()
-    classes = segmentor.num_classes
-    device = next(segmentor.parameters()).device
-    areas = torch.zeros(4, classes, dtype=torch.float64, device=device)
-    size = layout.device_batch or 16
-    for batch in evaluation_batches(pictures, ValidationSample(pictures), size, layout):
-        for sample in predictions(segmentor, batch["packed"]):
-            predicted, wanted = (
-                sample.pred_sem_seg.data.squeeze(0),
-                sample.gt_sem_seg.data.squeeze(0),
-            )
-            parts = IoUMetric.intersect_and_union(predicted, wanted.to(predicted), classes, IGNORED)
-            areas += torch.stack(parts).to(areas)
-    total = all_reduce(areas).cpu()
-    found = IoUMetric.total_area_to_metrics(*total, metrics=["mIoU"])
-    # A class that occurs in no image has no accuracy, as in mmsegmentation.
-    names = {"mIoU": "IoU", "aAcc": "aAcc", "mAcc": "Acc"}
-    return {name: 100 * float(np.nanmean(found[key])) for name, key in names.items()}
 
 
 def predictions(segmentor: EncoderDecoder, packed: list[dict[str, Any]]) -> Iterator[SegDataSample]:
@@ -160,3 +141,36 @@ def predictions(segmentor: EncoderDecoder, packed: list[dict[str, Any]]) -> Iter
         }
         done = segmentor.data_preprocessor(data)
         yield from segmentor.predict(done["inputs"], done["data_samples"])
+
+
+@torch.no_grad()
+def evaluate(
+    segmentor: EncoderDecoder,
+    pictures: Pictures,
+    layout: Layout,
+    views: Transform | None = None,
+    predict: Callable[..., Iterable[SegDataSample]] = predictions,
+) -> dict[str, float]:
+    """mIoU, aAcc and mAcc in percent over all ranks' images, by mmsegmentation's IoUMetric.
+
+    `predict` gives the samples, with predictions, of what `views` make of the pictures.
+    """
+    views = views or ValidationSample(pictures)
+    segmentor.eval()
+    classes = segmentor.num_classes
+    device = next(segmentor.parameters()).device
+    areas = torch.zeros(4, classes, dtype=torch.float64, device=device)
+    size = layout.device_batch or 16
+    for batch in evaluation_batches(pictures, views, size, layout):
+        for sample in predict(segmentor, batch["packed"]):
+            predicted, wanted = (
+                sample.pred_sem_seg.data.squeeze(0),
+                sample.gt_sem_seg.data.squeeze(0),
+            )
+            parts = IoUMetric.intersect_and_union(predicted, wanted.to(predicted), classes, IGNORED)
+            areas += torch.stack(parts).to(areas)
+    total = all_reduce(areas).cpu()
+    found = IoUMetric.total_area_to_metrics(*total, metrics=["mIoU"])
+    # A class that occurs in no image has no accuracy, as in mmsegmentation.
+    names = {"mIoU": "IoU", "aAcc": "aAcc", "mAcc": "Acc"}
+    return {name: 100 * float(np.nanmean(found[key])) for name, key in names.items()}
