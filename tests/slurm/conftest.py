@@ -12,6 +12,7 @@ import pytest
 
 PROJECT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(PROJECT / "slurm" / "dev"))
+sys.path.append(str(PROJECT / "tests" / "tracking"))  # its servers
 
 import lab as shared  # noqa: E402
 from cluster import Cluster  # noqa: E402
