@@ -27,6 +27,7 @@ def parser() -> argparse.ArgumentParser:
     _status(commands)
     _stage_commands(commands)
     _doctor(commands)
+    _bench(commands)
     _released(commands)
     _report(commands)
     _tracking(commands)
@@ -123,6 +124,23 @@ def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _data(doctor)
     doctor.add_argument("--smoke", action="store_true", help="run one short job in the profile")
     doctor.add_argument("--wait", type=float, default=900.0, metavar="SECONDS", help="for that job")
+
+
+def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    bench = commands.add_parser("bench", help="what a training step costs, part by part")
+    bench.add_argument("--methods", help="comma-separated; vqkd for the tokenizer's training")
+    bench.add_argument("--scale", default="mini")
+    bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    bench.add_argument("--batch", type=int, default=8, metavar="N", help="images a step")
+    bench.add_argument("--steps", type=int, default=5, metavar="N", help="timed, after two others")
+    precisions = ("fp32", "bf16")
+    bench.add_argument("--precision", choices=precisions, help="default: the recipe's")
+    bench.add_argument("--peer", help="mmpretrain, where it is installed: its step in turn")
+    bench.add_argument("--peer-precision", choices=precisions, help="default: the same")
+    told = "project the counted steps onto it: A100 or H100"
+    bench.add_argument("--gpu", action="append", default=[], metavar="GPU", help=told)
+    bench.add_argument("--format", choices=("md", "json"), default="md")
+    bench.add_argument("--out", type=Path, metavar="DIR", help="also keep the rows there")
 
 
 def _released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

@@ -117,6 +117,13 @@ def doctor_command(options: argparse.Namespace) -> int:
     return run(options, load_cluster(options.cluster), backend_of)
 
 
+def bench_command(options: argparse.Namespace) -> int:
+    """Measures what a training step costs here, part by part."""
+    from harness.bench import run
+
+    return run(options)
+
+
 def methods_command(options: argparse.Namespace) -> int:
     """Prints the unified table of the methods, from their values."""
     from harness.overview import overview

@@ -18,7 +18,8 @@ ONLY = {
     "mlflow": ("harness/tracking/",),
     "pandas": ("harness/report/", "harness/published.py"),
     "mmseg": ("evals/segmentation",),
-    "mmengine": ("evals/segmentation",),
+    "mmengine": ("evals/segmentation", "harness/bench/peer_"),
+    "mmpretrain": ("harness/bench/peer_",),
     "mmcv": ("evals/segmentation",),
     "open_clip": ("methods/teachers/",),
 }

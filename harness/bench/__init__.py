@@ -1,0 +1,55 @@
+"""`harness bench`: what a training step costs, part by part, here and on paper elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from harness.bench.projection import GPUS
+from harness.bench.table import render, write
+from harness.study import load_scale
+from methods.errors import InputError
+from methods.values import did_you_mean
+
+PEERS = ("mmpretrain",)
+DEFAULT = "milan,beitv2,maskdistill,mae"
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures each method's step and prints the rows, or keeps them in `options.out`."""
+    check(options)
+    from harness.bench.rows import Setting, machine, row
+    from harness.bench.subject import subjects
+
+    names = [name.strip() for name in (options.methods or DEFAULT).split(",") if name.strip()]
+    scale = load_scale(options.scale)
+    setting = Setting(
+        device=options.device,
+        batch=options.batch,
+        steps=options.steps,
+        precision=options.precision,
+        peer=options.peer,
+        peer_precision=options.peer_precision,
+        gpus=tuple(GPUS[name] for name in options.gpu),
+        threads=scale.threads,
+    )
+    about = machine(setting)
+    rows: list[dict[str, Any]] = []
+    for subject in subjects(names, scale, setting.precision, setting.batch):
+        rows.append({**row(subject, setting), "scale": scale.name, "machine": about})
+        if options.out is not None:
+            write(options.out, rows[-1])
+    print(render(rows, options.format))
+    return 0
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raise InputError for numbers and names that cannot be measured."""
+    for name in ("batch", "steps"):
+        if getattr(options, name) < 1:
+            raise InputError(f"--{name} {getattr(options, name)}: must be at least 1")
+    if options.peer not in (None, *PEERS):
+        raise InputError(f"--peer: no {options.peer!r} is known{did_you_mean(options.peer, PEERS)}")
+    for name in options.gpu:
+        if name not in GPUS:
+            raise InputError(f"--gpu: no figures of {name!r}{did_you_mean(name, GPUS)}")

@@ -1,0 +1,153 @@
+"""The bench's rows as Markdown or JSON, and in files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from methods.errors import InputError
+
+Row = Mapping[str, Any]
+PARTS = ("data", "teacher", "forward", "backward", "optimiser", "rest")
+NOTE = "random images, untrained networks; seconds are medians over {steps} steps of {batch} images"
+
+
+def render(rows: Sequence[Row], form: str) -> str:
+    """The rows as "md" or "json"."""
+    if form == "json":
+        return json.dumps(rows, indent=1)
+    tables = [measured(rows), counted(rows)]
+    tables += [made(rows) for made, name in ((peers, "peer"), (projected, "projections"))
+               if any(row.get(name) for row in rows)]  # fmt: skip
+    return "\n\n".join(tables)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _title(row: Row) -> list[str]:
+    return [str(row["name"]), str(row["encoder"]), f"{row['device']} {row['precision']}"]
+
+
+def measured(rows: Sequence[Row]) -> str:
+    """Speed by part, and where the machine's limit is."""
+    if not rows:
+        return "no rows"
+    columns = ["method", "encoder", "device", "images/s", "s/step", *PARTS, "GFLOP/image"]
+    columns += ["of fp32 products", "tensors, GB", "largest batch"]
+    lines = [
+        [
+            *_title(row),
+            f"{row['images_per_second']:.3g}",
+            f"{row['step']:.3g}",
+            *(f"{row['seconds'][part]:.3g}" for part in PARTS),
+            f"{row['gflop_per_image']:.3g}",
+            f"{row['fraction_of_products']:.2f}",
+            f"{row['peak_bytes'] / 1e9:.3g}",
+            f"{row['largest_batch']['batch']} ({row['largest_batch']['how'].split()[0]})",
+        ]
+        for row in rows
+    ]
+    where = "; ".join(dict.fromkeys(_machine(row) for row in rows))
+    return f"{_table(columns, lines)}\n\n{NOTE.format(**rows[0])}; {where}"
+
+
+def _machine(row: Row) -> str:
+    about = row["machine"]
+    return (
+        f"{about['processor']}, {about['cores']} cores, {about['threads']} threads, "
+        f"{about['memory_gb']} GB, torch {about['versions'].get('torch', '?')}, {about['date']}"
+    )
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """What the dispatcher saw."""
+    columns = ("method", "kernels/step", "MiB/image outside products", "MiB/step besides")
+    lines = [
+        [
+            str(row["name"]),
+            f"{row['counts']['kernels']:.0f}",
+            f"{row['counts']['moved_image'] / 2**20:.0f}",
+            f"{row['counts']['moved_step'] / 2**20:.0f}",
+        ]
+        for row in rows
+    ]
+    return _table(columns, lines)
+
+
+def peers(rows: Sequence[Row]) -> str:
+    """Our step and the peer's, measured in turn."""
+    columns = ("method", "precision", "ours, s", "peer's, s", "peer", "its precision", "ratio",
+               "95 % interval", "of products: ours, its", "of its FLOPs: ours")  # fmt: skip
+    lines = [
+        [
+            str(row["name"]),
+            str(row["precision"]),
+            f"{row['step']:.3g}",
+            f"{peer['step']:.3g}",
+            f"{peer['name']} {peer['version']}",
+            str(peer["precision"]),
+            f"{peer['ratio']:.2f}",
+            "{:.2f} to {:.2f}".format(*peer["interval"]),
+            f"{row['fraction_of_products']:.2f}, {peer['fraction_of_products']:.2f}",
+            f"{peer['fraction_of_its_products']:.2f}",
+        ]
+        for row in rows
+        if (peer := row.get("peer"))
+    ]
+    return _table(columns, lines)
+
+
+def projected(rows: Sequence[Row]) -> str:
+    """Steps on GPUs that are not here: computed."""
+    columns = ("method (computed)", "GPUs", "batch each", "ms/step", "products", "traffic",
+               "exchange", "images/s", "GB each", "hours", "GPU hours")  # fmt: skip
+    lines = []
+    for row in rows:
+        for each in row.get("projections", ()):
+            name = f"{each['gpus']} x {each['gpu']}"
+            if not each["batch"]:
+                lines.append([str(row["name"]), name, "does not fit", *[""] * 8])
+                continue
+            parts = (each[part] for part in ("seconds", "products", "traffic", "exchange"))
+            lines.append(
+                [
+                    str(row["name"]),
+                    name,
+                    str(each["batch"]),
+                    *(f"{1000 * part:.1f}" for part in parts),
+                    f"{each['images_per_second']:.0f}",
+                    f"{each['peak_bytes'] / 1e9:.1f}",
+                    f"{each['hours']:.1f}",
+                    f"{each['gpu_hours']:.0f}",
+                ]
+            )
+    return _table(columns, lines)
+
+
+def write(folder: Path, row: Row) -> Path:
+    """Keep the row in `folder`, in place of an earlier one of the same name and setting.
+
+    Raises InputError where the file cannot be written.
+    """
+    peer = f"-{row['peer']['name']}-{row['peer']['precision']}" if row.get("peer") else ""
+    name = f"{row['scale']}-{row['device']}-{row['precision']}-b{row['batch']}{peer}.json"
+    path = folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+        rows = [each for each in known if each["name"] != row["name"]] + [dict(row)]
+        path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--out: {path}: cannot be kept ({error})") from None
+    return path
+
+
+def read(folder: Path) -> list[Row]:
+    """Every row kept in `folder`, by file name."""
+    return [each for path in sorted(folder.glob("*.json")) for each in json.loads(path.read_text())]
