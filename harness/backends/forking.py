@@ -109,7 +109,10 @@ def _run(folder: Path) -> None:
         SUBMITIT_LOCAL_GLOBALID="0",
         SUBMITIT_LOCAL_LOCALID="0",
     )
+    parent = os.getppid()
     while not paths.submitted_pickle.exists():  # the driver names it after this process
+        if os.getppid() != parent:  # and was killed before it did
+            os._exit(1)
         time.sleep(0.01)
     process_job(folder)
 

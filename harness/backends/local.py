@@ -41,7 +41,9 @@ class LocalBackend:
         found = {}
         for attempt in attempts:
             name, job = str(attempt.get("attempt")), str(attempt.get("job_id") or "")
-            if job and attempt.get("host") == provenance.host():
+            here = attempt.get("host") == provenance.host()
+            job = job or (_unrecorded(attempt) if here else "")
+            if job and here:
                 state = "running" if _alive(job) else "dead"
                 found[name] = JobState(state, job, node=provenance.host())  # type: ignore[arg-type]
             elif _fresh(attempt):
@@ -69,6 +71,19 @@ def _fresh(attempt: Mapping[str, object]) -> bool:
     except (OSError, ValueError):
         return False
     return abs(age) < SIGN_OF_LIFE_SECONDS  # a clock may have been put back since
+
+
+def _unrecorded(attempt: Mapping[str, object]) -> str:
+    """The job of an attempt whose driver was killed before it could record it, or ""."""
+    place = Path(str(attempt.get("folder"))) / "attempts" / str(attempt.get("attempt"))
+    try:
+        for log in place.glob("*_0_log.out"):
+            pid = log.name.partition("_")[0]
+            if Path(f"/proc/{pid}/fd/1").resolve() == log.resolve():
+                return f"{pid}.{_start_of(int(pid))}"
+    except (OSError, ValueError):
+        pass
+    return ""
 
 
 def _start_of(pid: int) -> str:
