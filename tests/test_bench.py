@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.bench.counting import SMALL
 from harness.bench.interval import ratio_interval
 from harness.bench.measure import PARTS, measure, product_rate
 from harness.bench.projection import GPU, Step, line, project, study_hours
@@ -63,12 +64,12 @@ def test_the_bench_trains_as_fit_does(tmp_path: Path) -> None:
     measure(dataclasses.replace(subject, build=remembering), CPU, 1)
     torch.manual_seed(0)
     plain = subject.build()
-    micro, updates = subject.sample(4), 3
+    batches = [2, *SMALL, 4, 4]
 
     def stream(start: int) -> Any:
-        return iter([[dict(micro)]] * updates)
+        return iter([[subject.sample(batch)] for batch in batches])
 
-    optimisation = dataclasses.replace(subject.optimisation, iterations=updates)
+    optimisation = dataclasses.replace(subject.optimisation, iterations=len(batches))
     fit(plain, optimisation, stream, Work(tmp_path), 4000)
     for mine, theirs in zip(kept[0].module.parameters(), plain.module.parameters(), strict=True):
         assert torch.equal(mine, theirs)

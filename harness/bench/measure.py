@@ -6,25 +6,22 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.bench.counting import Found, counted_step, counting_updates
+from harness.bench.projection import Step
 from harness.bench.subject import ENDLESS, Subject
 from methods.engine.attention import choose_kernels
-from methods.engine.counts import Counter
-from methods.engine.flops import counting
 from methods.engine.loop import Trainable, fit
 from methods.engine.work import Layout, Work
 
 PARTS = ("data", "teacher", "forward", "backward", "optimiser", "rest")
 """rest: what the loop does between the others: checks, averages, logging."""
-
-WARM = 2
-"""Updates before the first that is timed."""
 
 
 class Enough(Exception):
@@ -48,6 +45,12 @@ class Clock:
         if part is not None:
             self.parts[part] += now - self.last
         self.last = now
+
+    def lap(self) -> float:
+        """Seconds since the last mark, which belong to no step."""
+        before = self.last
+        self.mark(None)
+        return self.last - before
 
     def step(self) -> None:
         """A step is over."""
@@ -84,13 +87,10 @@ class Timed:
 
 @dataclass
 class Measured:
-    """steps: seconds of each timed step by part. flops: of one step."""
+    """steps: seconds of each timed step by part. step: what was counted."""
 
-    steps: list[dict[str, float]] = field(default_factory=list)
-    flops: int = 0
-    kernels: int = 0
-    moved: int = 0
-    peak: int = 0
+    steps: list[dict[str, float]]
+    step: Step
 
     @property
     def seconds(self) -> list[float]:
@@ -104,85 +104,68 @@ def measure(
     steps: int,
     between: Callable[[], None] | None = None,
 ) -> Measured:
-    """Train `steps` timed updates after those that warm up and are counted.
+    """Train: first small updates that are counted, then one that warms up and `steps` timed ones.
 
     between: called before each timed update, outside of its time (the peer's turn). The counts are
     those of a GPU's kernels: attention is the fused one. Raises what `fit` raises.
     """
     torch.manual_seed(0)
-    clock, found = Clock(device), Measured()
-    timed = Timed(subject.build(), clock)
-    stages = _Stages(subject, timed, clock, found, steps, between)
+    run = _Run(subject, device, steps, between)
     with tempfile.TemporaryDirectory() as folder:
-        work = Work(Path(folder), layout=Layout(device=_type(device)), checkpoint_seconds=1e9)
-        work.stop = lambda: clock.mark("backward")
+        kind: Any = device.type
+        work = Work(Path(folder), layout=Layout(device=kind), checkpoint_seconds=1e9)
+        work.stop = lambda: run.clock.mark("backward")
         with contextlib.suppress(Enough):
-            fit(timed, subject.optimisation, stages.stream, work, ENDLESS * stages.batch)
-    found.steps = clock.steps[WARM:]
-    return found
+            images = ENDLESS * subject.optimisation.batch
+            fit(run.timed, subject.optimisation, run.stream, work, images)
+    timed = run.clock.steps[len(run.clock.steps) - steps :]
+    return Measured(timed, counted_step(run.found, run.timed.module))
 
 
-def _type(device: torch.device) -> Any:
-    return device.type
-
-
-class _Stages:
+class _Run:
     """The stream of one measurement: what happens before which update."""
 
     def __init__(
         self,
         subject: Subject,
-        timed: Timed,
-        clock: Clock,
-        found: Measured,
+        device: torch.device,
         steps: int,
         between: Callable[[], None] | None,
     ) -> None:
-        self.timed, self.clock, self.found = timed, clock, found
-        self.steps, self.between = steps, between
-        self.optimisation = subject.optimisation
-        self.batch = subject.optimisation.batch
-        self.micro = subject.sample(self.batch)
+        self.clock, self.steps, self.between = Clock(device), steps, between
+        self.timed = Timed(subject.build(), self.clock)
+        self.subject, self.precision = subject, subject.optimisation.precision
+        self.found: dict[int, Found] = {}
 
     def stream(self, start: int) -> Iterator[list[dict[str, Any]]]:
-        """The same images for each update; the first makes the optimiser's state, and a tokenizer's
-        codes, and the second is counted."""
-        module, frozen = self.timed.module, getattr(self.timed.trainable, "frozen", {})
-        teacher = getattr(self.timed.trainable, "teacher", None)
-        networks = [module, *frozen.values(), *([teacher] if teacher is not None else [])]
-        choose_kernels(module, torch.device("cuda"), self.optimisation.precision)
-        counter = Counter()
-        for network in networks:
-            network.to(self.clock.device)
-            counter.hold([*network.parameters(), *network.buffers()])
-        with counter:
-            yield self._handed()
-            self._ended()
-            counter.again()
-            with counting() as products:
-                yield self._handed()
-                self.found.flops = int(products.get_total_flops())
-        self._ended()
-        counts = counter.counts
-        self.found.kernels, self.found.moved = counts.kernels, counts.moved
-        self.found.peak = counts.peak
-        choose_kernels(module, self.clock.device, self.optimisation.precision)
+        """Micro-batches of the same images each time."""
+        module, device = self.timed.module, self.clock.device
+        choose_kernels(module, torch.device("cuda"), self.precision)
+        for batch in counting_updates(self._networks(), self.found):
+            yield from self._update(batch)
+        choose_kernels(module, device, self.precision)
+        yield from self._update(self.subject.optimisation.batch)
         for _ in range(self.steps):
             if self.between is not None:
                 self.between()
             self.clock.mark(None)
-            yield self._handed()
-            self._ended()
+            yield from self._update(self.subject.optimisation.batch)
         raise Enough
 
-    def _handed(self) -> list[dict[str, Any]]:
-        micro = {name: item.clone() for name, item in self.micro.items()}
+    def _update(self, batch: int) -> Iterator[list[dict[str, Any]]]:
+        micro = self.subject.sample(batch)
         self.clock.mark("data")
-        return [micro]
-
-    def _ended(self) -> None:
+        yield [micro]
         self.clock.mark("rest")
         self.clock.step()
+
+    def _networks(self) -> list[nn.Module]:
+        """All that lives on the device: what trains, and what is frozen."""
+        trainable: Any = self.timed.trainable
+        frozen = [*getattr(trainable, "frozen", {}).values()]
+        teacher = getattr(trainable, "teacher", None)
+        networks = [self.timed.module, *frozen, *([teacher] if teacher is not None else [])]
+        return [each.to(self.clock.device) for each in networks]
 
 
 def product_rate(
@@ -199,7 +182,5 @@ def product_rate(
     while time.perf_counter() - began < seconds or len(times) < 3:
         clock.mark(None)
         left @ right
-        before = clock.last
-        clock.mark(None)
-        times.append(clock.last - before)
+        times.append(clock.lap())
     return float(2 * size**3 / sorted(times)[len(times) // 2])

@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import nn
 
-from harness.bench.measure import Clock, Measured
+from harness.bench.counting import Found, counted_step, counting_updates
+from harness.bench.measure import Clock
 from harness.bench.subject import Subject
-from methods.engine.counts import Counter
 from methods.engine.device import autocast
-from methods.engine.flops import counting
 
 LOADERS = {"mmpretrain": "harness.bench.peer_mmpretrain"}
-PARTS = ("forward", "backward", "optimiser")
 
 
 class Peer:
     """A peer's network, data and optimiser. `repairs`: what had to be changed for it to run.
 
-    loss: the scalar of the peer's own data, with its teacher and preprocessing. update: makes its
-    optimiser's step and clears the gradients.
+    loss: the scalar of so many images, with its teacher and preprocessing. update: makes its
+    optimiser's step and clears the gradients. batch: images of a timed step. counted: its step.
     """
 
     def __init__(
@@ -33,14 +29,19 @@ class Peer:
         precision: str,
         repairs: Sequence[str],
         network: nn.Module,
-        loss: Callable[[], torch.Tensor],
+        loss: Callable[[int], torch.Tensor],
         update: Callable[[], None],
+        batch: int,
         device: torch.device,
     ) -> None:
         (self.name, self.version), self.precision, self.repairs = about, precision, repairs
-        self.network, self.loss, self.update, self.device = network, loss, update, device
+        self.loss, self.update, self.batch, self.device = loss, update, batch, device
         self.steps: list[dict[str, float]] = []
-        self.counted = self._count()
+        found: dict[int, Found] = {}
+        for size in counting_updates([network], found):
+            self._update(size)
+        self.counted = counted_step(found, network)
+        self._update(batch)
 
     @property
     def seconds(self) -> list[float]:
@@ -49,38 +50,19 @@ class Peer:
 
     def step(self) -> None:
         """One timed update."""
+        self.steps.append(self._update(self.batch))
+
+    def _update(self, size: int) -> dict[str, float]:
+        """Seconds of one update of `size` images, by part."""
         clock, parts = Clock(self.device), {}
-        for part, seconds in zip(PARTS, self._update(clock), strict=True):
-            parts[part] = seconds
-        self.steps.append(parts)
-
-    def _update(self, clock: Clock) -> list[float]:
-        marks = []
-        with self._autocast():
-            loss = self.loss()
-        for work in (None, loss.backward, self.update):
-            if work is not None:
-                work()
-            before = clock.last
-            clock.mark(None)
-            marks.append(clock.last - before)
-        return marks
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.device, self.precision)
-
-    def _count(self) -> Measured:
-        """One update that makes the optimiser's state, then one that is counted."""
-        counter = Counter()
-        counter.hold([*self.network.parameters(), *self.network.buffers()])
-        with counter:
-            self._update(Clock(self.device))
-            counter.again()
-            with counting() as products:
-                self._update(Clock(self.device))
-        counts = counter.counts
-        flops = int(products.get_total_flops())
-        return Measured([], flops, counts.kernels, counts.moved, counts.peak)
+        with autocast(self.device, self.precision):
+            loss = self.loss(size)
+        parts["forward"] = clock.lap()
+        loss.backward()
+        parts["backward"] = clock.lap()
+        self.update()
+        parts["optimiser"] = clock.lap()
+        return parts
 
 
 def load_peer(name: str, precision: str | None, subject: Subject, device: torch.device) -> Peer:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from harness.bench.counting import SMALL
 from harness.bench.peer import Peer
 from harness.bench.subject import Subject
 from methods.errors import InputError
@@ -51,10 +52,10 @@ def load(precision: str, subject: Subject, device: torch.device) -> Peer:
     config = _config(package, subject.name)
     model = _build(config, subject.name).to(device).train()
     wrapper = _optimiser(model, config)
-    data = _data(subject, device)
+    batches = {size: _data(subject, size, device) for size in {*SMALL, subject.optimisation.batch}}
 
-    def loss() -> torch.Tensor:
-        inputs = model.data_preprocessor(dict(data), True)
+    def loss(size: int) -> torch.Tensor:
+        inputs = model.data_preprocessor(dict(batches[size]), True)
         total: torch.Tensor = model.parse_losses(model._run_forward(inputs, mode="loss"))[0]
         return total
 
@@ -63,7 +64,8 @@ def load(precision: str, subject: Subject, device: torch.device) -> Peer:
         wrapper.zero_grad()
 
     about = ("mmpretrain", str(package.__version__))
-    return Peer(about, precision, REPAIRS.get(subject.name, ()), model, loss, update, device)
+    repairs, batch = REPAIRS.get(subject.name, ()), subject.optimisation.batch
+    return Peer(about, precision, repairs, model, loss, update, batch, device)
 
 
 def _package() -> Any:
@@ -167,11 +169,11 @@ def _optimiser(model: Any, config: Any) -> Any:
     return build_optim_wrapper(model, settings)
 
 
-def _data(subject: Subject, device: torch.device) -> Mapping[str, Any]:
-    """The subject's images and masks as its loader would collate them."""
+def _data(subject: Subject, size: int, device: torch.device) -> Mapping[str, Any]:
+    """`size` of the subject's images and masks as its loader would collate them."""
     from mmpretrain.structures import DataSample
 
-    micro = subject.sample(subject.optimisation.batch)
+    micro = subject.sample(size)
     image = micro["image"].to(device)
     samples = []
     for draw in micro["draw"]:

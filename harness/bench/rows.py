@@ -12,9 +12,9 @@ import torch
 
 from harness import provenance
 from harness.bench.interval import ratio_interval
-from harness.bench.measure import PARTS, Measured, measure, product_rate
+from harness.bench.measure import Measured, measure, product_rate
 from harness.bench.peer import Peer, load_peer
-from harness.bench.projection import GPU, Step, line, project, study_hours
+from harness.bench.projection import GPU, Step, project, study_hours
 from harness.bench.subject import Subject
 from methods.errors import InputError, StageError
 
@@ -65,15 +65,12 @@ def memory(device: torch.device) -> int:
 
 def row(subject: Subject, setting: Setting) -> dict[str, Any]:
     """Measure `subject`; seconds are medians over the timed steps."""
-    device = torch.device(setting.device)
+    device, precision = torch.device(setting.device), setting.peer_precision
     rates = [product_rate(device)]
-    peer = (
-        load_peer(setting.peer, setting.peer_precision, subject, device) if setting.peer else None
-    )
+    peer = load_peer(setting.peer, precision, subject, device) if setting.peer else None
     ours = measure(subject, device, setting.steps, peer.step if peer else None)
     rates.append(product_rate(device))
     rate = statistics.median(rates)
-    step = counted_step(subject, ours, device)
     found = {
         "name": subject.name,
         "encoder": subject.encoder,
@@ -81,47 +78,28 @@ def row(subject: Subject, setting: Setting) -> dict[str, Any]:
         "precision": subject.optimisation.precision,
         "batch": subject.optimisation.batch,
         "steps": setting.steps,
-        **figures(ours, subject.optimisation.batch, rate),
+        **figures(ours.steps, ours.step, subject.optimisation.batch, rate),
         "product_rate": rate,
-        "counts": vars(step),
-        "largest_batch": largest(step, subject, device),
-        "projections": projections(step, subject, setting.gpus),
+        "largest_batch": largest(ours.step, subject, device),
+        "projections": projections(ours.step, subject, setting.gpus),
     }
     if peer is not None:
-        found["peer"] = beside(peer, ours, subject, rate)
+        found["peer"] = beside(peer, ours, subject.optimisation.batch, rate)
     return found
 
 
-def figures(measured: Measured, batch: int, rate: float) -> dict[str, Any]:
-    """Seconds by part, images a second, FLOPs, and the share of the matrix-product rate."""
-    seconds = statistics.median(measured.seconds)
+def figures(steps: list[dict[str, float]], step: Step, batch: int, rate: float) -> dict[str, Any]:
+    """Median seconds by part, images a second, and the share of the matrix-product rate."""
+    seconds = statistics.median(sum(parts.values()) for parts in steps)
     return {
-        "seconds": {
-            part: statistics.median(step[part] for step in measured.steps) for part in PARTS
-        },
+        "seconds": {part: statistics.median(each[part] for each in steps) for part in steps[0]},
         "step": seconds,
         "images_per_second": batch / seconds,
-        "gflop_per_image": measured.flops / batch / 1e9,
-        "fraction_of_products": measured.flops / rate / seconds,
-        "peak_bytes": measured.peak,
-        "kernels": measured.kernels,
-        "moved_bytes": measured.moved,
+        "gflop_per_image": step.flops / 1e9,
+        "fraction_of_products": step.flops * batch / rate / seconds,
+        "peak_bytes": step.peak_step + step.peak_image * batch,
+        "counts": vars(step),
     }
-
-
-def counted_step(subject: Subject, ours: Measured, device: torch.device) -> Step:
-    """The counts as a line over the batch, from a second, smaller or larger batch."""
-    batch = subject.optimisation.batch
-    other = batch // 2 or 2
-    small, large = sorted((batch, other))
-    found = {batch: ours, other: measure(subject.with_batch(other), device, 0)}
-    moved, peak = (
-        line(getattr(found[small], name), getattr(found[large], name), (small, large))
-        for name in ("moved", "peak")
-    )
-    module = subject.build().module
-    trained = sum(each.numel() for each in module.parameters() if each.requires_grad)
-    return Step(ours.flops / batch, *moved, *peak, ours.kernels, 4.0 * trained)
 
 
 def largest(step: Step, subject: Subject, device: torch.device) -> dict[str, Any]:
@@ -156,34 +134,16 @@ def projections(step: Step, subject: Subject, gpus: tuple[GPU, ...]) -> list[dic
     return found
 
 
-def beside(peer: Peer, ours: Measured, subject: Subject, rate: float) -> dict[str, Any]:
-    """The peer's medians, and how often our step fits into its, with an interval."""
-    batch = subject.optimisation.batch
-    theirs = figures_of_peer(peer, batch, rate)
-    ratio = statistics.median(peer.seconds) / statistics.median(ours.seconds)
+def beside(peer: Peer, ours: Measured, batch: int, rate: float) -> dict[str, Any]:
+    """The peer's figures, and how often our step fits into its, with an interval."""
+    seconds = statistics.median(ours.seconds)
     return {
         "name": peer.name,
         "version": peer.version,
         "precision": peer.precision,
         "repairs": list(peer.repairs),
-        **theirs,
-        "ratio": ratio,
+        **figures(peer.steps, peer.counted, batch, rate),
+        "ratio": statistics.median(peer.seconds) / seconds,
         "interval": ratio_interval(peer.seconds, ours.seconds),
-        "fraction_of_its_products": peer.counted.flops / rate / statistics.median(ours.seconds),
-    }
-
-
-def figures_of_peer(peer: Peer, batch: int, rate: float) -> dict[str, Any]:
-    """As `figures`, for a step whose parts are forward with teacher, backward and optimiser."""
-    seconds = statistics.median(peer.seconds)
-    names = peer.steps[0].keys() if peer.steps else ()
-    return {
-        "seconds": {name: statistics.median(each[name] for each in peer.steps) for name in names},
-        "step": seconds,
-        "images_per_second": batch / seconds,
-        "gflop_per_image": peer.counted.flops / batch / 1e9,
-        "fraction_of_products": peer.counted.flops / rate / seconds,
-        "peak_bytes": peer.counted.peak,
-        "kernels": peer.counted.kernels,
-        "moved_bytes": peer.counted.moved,
+        "fraction_of_its_products": peer.counted.flops * batch / rate / seconds,
     }

@@ -65,8 +65,8 @@ class Counter(TorchDispatchMode):
         self.bytes -= self.alive.pop(key, 0)
 
     def again(self) -> None:
-        """Begin the counts anew, but for the peak."""
-        self.counts = Counts(peak=self.counts.peak)
+        """Begin the counts anew; what is alive stays so."""
+        self.counts = Counts(peak=self.bytes)
 
     def __torch_dispatch__(
         self,
