@@ -114,7 +114,8 @@ def packed_by(pipeline: Callable[..., Any], item: dict[str, Any]) -> dict[str, A
         packed: dict[str, Any] = pipeline(item)
     except (AssertionError, AttributeError, OSError, TypeError, ValueError, cv2.error) as error:
         # OpenCV returns None for a broken picture, on which the next line of mmcv trips.
-        raise StageError("data", f"{item['img_path']} or its mask: {error}") from error
+        told = f"{item['img_path']} or its mask {item['seg_map_path']}: {error}"
+        raise StageError("data", told) from error
     return packed
 
 

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -125,8 +127,13 @@ def _problem(path: Path) -> str | None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The state in a checkpoint, its tensors on the CPU."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """The state in a checkpoint, its tensors on the CPU; StageError("weights") for another file."""
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of a file that is not one of ours
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        told = " ".join(str(error).split())[:200]
+        raise StageError("weights", f"{path}: cannot be read safely ({told})") from None
     return state
 
 

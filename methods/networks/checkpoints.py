@@ -22,7 +22,7 @@ from methods.errors import StageError
 from methods.networks.export import write_encoder
 from methods.parts.encoder import Beit, Encoder, ViT
 from methods.released import Imported
-from methods.teachers.archive import read_weights
+from methods.teachers.archive import BROKEN, read_weights
 
 State = dict[str, Tensor]
 
@@ -44,12 +44,17 @@ BESIDES = re.compile(
 
 def import_encoder(path: Path, encoder: Encoder, statistics: str, folder: Path | None) -> Imported:
     """See `methods.released.import_encoder`."""
+    if not isinstance(encoder, (ViT, Beit)):
+        raise StageError("weights", f"{path}: no layout of a {encoder.describe()} is known")
     with torch.serialization.safe_globals([argparse.Namespace]):  # official files keep their flags
         raw = read_weights(path)
     names = timm_names(raw)
     state = {name: raw[theirs] for name, theirs in names.items()}
-    beit = isinstance(encoder, Beit)
-    state = with_shared_table(state, path) if beit else with_fused_bias(state)
+    try:
+        beit = isinstance(encoder, Beit)
+        state = with_shared_table(state, path) if beit else with_fused_bias(state)
+    except BROKEN as error:
+        raise StageError("weights", f"{path}: biases that do not fit: {error}") from None
     found = sized(encoder, state, path)
     _check_fit(state, found, path)
     _check_sizes(found, encoder, path)
@@ -147,6 +152,8 @@ def sized(encoder: Encoder, state: State, path: Path) -> Encoder:
         width = state["cls_token"].shape[-1]
         patch = state["patch_embed.proj.weight"].shape[-1]
         depth = 1 + max(int(n.split(".")[1]) for n in state if n.startswith("blocks."))
+        if depth > len(state):  # or a name alone could ask for any number of blocks
+            raise ValueError(f"{depth} blocks in {len(state)} tensors")
         if isinstance(encoder, Beit):
             rows, heads = state[TABLE].shape
             side = (math.isqrt(rows - 3) + 1) // 2
@@ -156,22 +163,29 @@ def sized(encoder: Encoder, state: State, path: Path) -> Encoder:
         return replace(
             encoder, image=side * patch, patch=patch, width=width, depth=depth, heads=heads
         )
-    except (KeyError, ValueError) as error:
+    except (LookupError, ValueError, ArithmeticError) as error:
         kind = type(encoder).__name__
         raise StageError("weights", f"{path}: no {kind} from pretraining: {error}") from None
 
 
 def _check_fit(state: State, encoder: Encoder, path: Path) -> None:
     name, arguments = encoder.timm()
-    with torch.device("meta"):
-        expected: State = timm.create_model(name, **arguments).state_dict()
+    try:
+        with torch.device("meta"):
+            expected: State = timm.create_model(name, **arguments).state_dict()
+    except BROKEN as error:
+        raise StageError("weights", f"{path}: sizes of no encoder: {error}") from None
     shared = expected.keys() & state.keys()
     wrong = {
         "missing": expected.keys() - state.keys(),
         "unexpected": state.keys() - expected.keys(),
         "of another shape": {n for n in shared if state[n].shape != expected[n].shape},
+        "of whole numbers": {n for n in shared if not state[n].is_floating_point()},
     }
     told = [f"{len(each)} {what}: {_some(each)}" for what, each in wrong.items() if each]
+    if not told:
+        broken = {name for name, item in state.items() if not bool(item.float().isfinite().all())}
+        told = [f"{len(broken)} not finite: {_some(broken)}"] if broken else []
     if told:
         raise StageError("weights", f"{path}: tensors do not fit: {'; '.join(told)}")
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import pickle
+import struct
 import zipfile
+import zlib
 from collections import OrderedDict
 from functools import partial
 from pathlib import Path
@@ -29,7 +32,12 @@ _DTYPES = {
 }
 
 # What torch, pickle and zipfile raise on files that are torn, foreign or hostile.
-_BROKEN = (
+BROKEN = (
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
+    zlib.error,
     OSError,
     ValueError,
     RuntimeError,
@@ -80,7 +88,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if is_torchscript(path):
             return _read_torchscript(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except _BROKEN as error:
+    except BROKEN as error:
         line = str(error).strip().splitlines()[:1]
         raise StageError(
             "weights", f"{path}: cannot be read safely ({''.join(line)}); nothing was executed"
@@ -96,6 +104,9 @@ def _state_of(loaded: Any, path: Path) -> dict[str, Tensor]:
     tensors = {str(name): item for name, item in state.items() if isinstance(item, Tensor)}
     if not tensors:
         raise StageError("weights", f"{path}: holds no tensors")
+    for name, item in tensors.items():
+        if item.layout != torch.strided or item.device.type == "meta" or item.is_complex():
+            raise StageError("weights", f"{path}: {name} is no plain tensor")
     return tensors
 
 
@@ -121,7 +132,9 @@ def _rebuild(
     storage: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any
 ) -> Tensor:
     last = offset + sum((length - 1) * step for length, step in zip(size, stride, strict=True))
-    if min((offset, *size, *stride)) < 0 or (all(size) and last >= storage.numel()):
+    outside = min((offset, *size, *stride)) < 0 or (all(size) and last >= storage.numel())
+    # A stride of 0 would let a few bytes stand for any amount of memory.
+    if outside or math.prod(size) > storage.numel():
         raise pickle.UnpicklingError("a tensor reaches outside its storage")
     return storage.as_strided(size, stride, offset).clone()
 
@@ -188,7 +201,10 @@ def read_pickle(path: Path, inert: tuple[str, ...]) -> Any:
 
 
 def _entry(archive: zipfile.ZipFile, root: str, key: str) -> bytes:
-    return archive.read(f"{root}data/{key}")
+    entry = archive.getinfo(f"{root}data/{key}")
+    if entry.compress_type != zipfile.ZIP_STORED:  # torch packs nothing, so this may unpack to more
+        raise pickle.UnpicklingError(f"storage {key} is compressed")
+    return archive.read(entry)
 
 
 def read_module(path: Path, inert: tuple[str, ...]) -> dict[str, Tensor]:
@@ -199,15 +215,14 @@ def read_module(path: Path, inert: tuple[str, ...]) -> dict[str, Tensor]:
     """
     try:
         root = read_pickle(path, (*inert, "torch"))
-    except _BROKEN as error:
+        tensors: dict[str, Tensor] = {}
+        if not isinstance(root, dict):
+            _collect_module(root, "", tensors)
+    except BROKEN as error:
         raise StageError(
             "weights", f"{path}: cannot be read safely ({error}); nothing was executed"
         ) from None
-    if isinstance(root, dict):
-        return _state_of(root, path)
-    tensors: dict[str, Tensor] = {}
-    _collect_module(root, "", tensors)
-    return _state_of(tensors, path)
+    return _state_of(root if isinstance(root, dict) else tensors, path)
 
 
 def _collect_module(record: Any, prefix: str, tensors: dict[str, Tensor]) -> None:

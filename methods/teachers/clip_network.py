@@ -10,12 +10,13 @@ from typing import Any, Literal
 import open_clip
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from methods.engine.attention import attend
 from methods.errors import StageError
+from methods.teachers.archive import BROKEN
 from methods.teachers.folder import Precision, read_card
 from methods.teachers.half import Copies, dtype_around
 
@@ -24,6 +25,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+KNOWN = {
+    "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
+    "vision_cfg": {"layers", "width", "head_width", "patch_size", "image_size"},
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers"},
+}
 QUICK = 1.702
 """The factor of QuickGELU's sigmoid."""
 
@@ -87,7 +93,7 @@ class FrozenClip(nn.Module):
                 names = [name for name in file.keys() if name.startswith("visual.")]  # noqa: SIM118
                 state = {name.removeprefix("visual."): file.get_tensor(name) for name in names}
             visual.load_state_dict(state, strict=True)
-        except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        except BROKEN as error:
             raise StageError("needs", f"{weights}: no CLIP image tower ({error})") from None
         return cls(visual, card, precision)
 
@@ -166,8 +172,14 @@ def fold_quick_gelu(visual: Any) -> Any:
 
 
 def build_clip(model: dict[str, Any]) -> open_clip.CLIP:
-    """A randomly initialised open_clip.CLIP from the "model" arguments of clip.json."""
+    """A randomly initialised open_clip.CLIP from the "model" arguments of clip.json.
+
+    KeyError for any other: some would make open_clip fetch a model.
+    """
     arguments = dict(model)
+    for part, known in KNOWN.items():
+        for name in set(arguments[part] if part else arguments) - known:
+            raise KeyError(f"{part or 'model'}.{name}")
     vision = open_clip.CLIPVisionCfg(**arguments.pop("vision_cfg"))
     text = open_clip.CLIPTextCfg(**arguments.pop("text_cfg"))
     return open_clip.CLIP(vision_cfg=vision, text_cfg=text, **arguments)

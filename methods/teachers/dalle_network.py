@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from methods.errors import StageError
-from methods.teachers.archive import find_weights, read_module, read_weights
+from methods.teachers.archive import BROKEN, find_weights, read_module, read_weights
 from methods.teachers.dalle import STRIDE
 
 if TYPE_CHECKING:
@@ -145,7 +145,7 @@ def convert(task: ReleasedDalle, work: Work) -> dict[str, float]:
         arguments = network_of(state, task.image)
         network = DalleEncoder(**arguments)
         network.load_state_dict(state, strict=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except BROKEN as error:
         raise StageError("weights", f"{path}: not DALL-E's encoder ({error})") from None
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise StageError("weights", f"{path}: has numbers that are not finite")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -17,7 +16,7 @@ from methods.errors import InputError, StageError
 from methods.networks.checkpoints import import_encoder
 from methods.parts.augment import mean_std
 from methods.parts.exported import read_exported
-from methods.teachers.archive import find_weights
+from methods.teachers.archive import BROKEN, find_weights
 from methods.teachers.folder import Precision
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class FrozenEncoder(nn.Module):
             model = timm.create_model(about.model, **about.arguments)
             model.load_state_dict(load_file(weights), strict=True)
             return cls(model, {"mean": about.mean, "std": about.std}, precision)
-        except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+        except BROKEN as error:
             raise StageError("needs", f"{weights}: no encoder ({error})") from None
 
     def train(self, mode: bool = True) -> FrozenEncoder:

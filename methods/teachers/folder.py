@@ -104,7 +104,7 @@ def read_card(path: Path, role: Literal["teacher", "needs"] = "needs") -> dict[s
     """The JSON object in `path`; StageError when it is missing or broken."""
     try:
         card = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StageError(role, f"{path}: cannot be read ({error})") from None
     if not isinstance(card, dict):
         raise StageError(role, f"{path}: expected a JSON object")

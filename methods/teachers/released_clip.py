@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods.errors import StageError
-from methods.teachers.archive import find_weights, read_weights
+from methods.teachers.archive import BROKEN, find_weights, read_weights
 from methods.teachers.clip_network import FrozenClip, build_clip, save_clip
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def convert(task: ReleasedClip, work: Work) -> dict[str, float]:
             model["vision_cfg"]["image_size"] = task.image
         clip = build_clip(model)
         clip.load_state_dict(_with_text(state, clip.state_dict()), strict=True)
-    except (KeyError, IndexError, RuntimeError) as error:
+    except BROKEN as error:
         raise StageError("weights", f"{path}: not OpenAI's CLIP with a ViT ({error})") from None
     save_clip(work.folder, clip.state_dict(), model, task.weights)
     check_features(FrozenClip.load(work.folder), str(path))
@@ -72,7 +72,10 @@ def model_of(state: dict[str, Tensor]) -> dict[str, Any]:
 
 def _depth(state: dict[str, Tensor], prefix: str) -> int:
     names = [name.removeprefix(prefix) for name in state if name.startswith(prefix)]
-    return 1 + max(int(name.split(".")[0]) for name in names)
+    depth = 1 + max(int(name.split(".")[0]) for name in names)
+    if depth > len(names):  # or a name alone could ask for any number of blocks
+        raise KeyError(f"{depth} blocks in {len(names)} tensors")
+    return depth
 
 
 def _with_text(state: dict[str, Tensor], wanted: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from methods.engine.pictures import Strip, heat
 from methods.errors import StageError
+from methods.teachers.archive import BROKEN
 from methods.teachers.folder import read_card
-
-
 from methods.teachers.half import Copies, dtype_around
+
+
 class FrozenTokenizer(nn.Module):
     """Any network with `codes(images)` and the attributes size, grid and image; never trained.
 
@@ -27,9 +27,9 @@ class FrozenTokenizer(nn.Module):
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network: Any = network.eval().requires_grad_(False)
+        self.copies = Copies(self.network, lambda network: network.halves())
         self.size: int = network.size
         self.grid: tuple[int, int] = network.grid
-        self.copies = Copies(self.network, lambda network: network.halves())
         self.image: int = network.image
 
     def train(self, mode: bool = True) -> FrozenTokenizer:
@@ -76,7 +76,7 @@ def load(folder: Path) -> FrozenTokenizer:
     try:
         network = build(card)
         network.load_state_dict(load_file(weights), strict=True)
-    except (KeyError, TypeError, OSError, RuntimeError, SafetensorError) as error:
+    except BROKEN as error:
         raise StageError("needs", f"{weights}: no tokenizer ({error})") from None
     return FrozenTokenizer(network)
 

@@ -10,7 +10,7 @@ from timm.models.beit import Beit
 from torch import Tensor, nn
 
 from methods.errors import StageError
-from methods.teachers.archive import find_weights, read_weights
+from methods.teachers.archive import BROKEN, find_weights, read_weights
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -180,7 +180,7 @@ def convert(task: ReleasedVqkd, work: Work) -> dict[str, float]:
         arguments = network_of(state, task.heads)
         network = VqkdNetwork(**arguments)
         network.load_state_dict(state, strict=True)
-    except (KeyError, ValueError, RuntimeError) as error:
+    except BROKEN as error:
         raise StageError("weights", f"{path}: not a VQ-KD tokenizer ({error})") from None
     length = network.quantize.embedding.weight.norm(dim=-1)
     if not bool(((length - 1).abs() < 1e-2).all()):
@@ -209,6 +209,8 @@ def network_of(state: dict[str, Tensor], heads: int = 0) -> dict[str, Any]:
         part: 1 + max(int(n.split(".")[2]) for n in state if n.startswith(f"{part}.blocks."))
         for part in ("encoder", "decoder")
     }
+    if max(depths.values()) > len(state):  # or a name alone could ask for any number of blocks
+        raise ValueError(f"{depths} blocks in {len(state)} tensors")
     return {
         "image": side * patch,
         "patch": patch,
