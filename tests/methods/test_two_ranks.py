@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import two_rank_methods
 
-import methods
-
 HERE = Path(__file__).parent
 
 
@@ -45,7 +43,7 @@ def both(tmp_path_factory: pytest.TempPathFactory, needs: dict[str, Path]) -> tu
     return one, two
 
 
-@pytest.mark.parametrize("name", methods.names())
+@pytest.mark.parametrize("name", two_rank_methods.NAMES)
 def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
     curves = []
     for folder in both:
@@ -53,3 +51,9 @@ def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
         curves.append([json.loads(line)["loss"] for line in lines])
     assert len(curves[0]) == 4
     assert curves[1] == pytest.approx(curves[0], rel=5e-3)
+
+
+@pytest.mark.parametrize("name", two_rank_methods.NAMES)
+def test_the_first_of_two_ranks_draws_alone(both: tuple[Path, Path], name: str) -> None:
+    one, two = ({each.name for each in (root / name / "pictures").iterdir()} for root in both)
+    assert one == two and "1-images.png" in one

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from tiny_methods import tiny
+from tiny_methods import VARIANTS, tiny
 
 import methods
 from methods.data.sets import Patchwork
@@ -15,12 +15,13 @@ from methods.engine import distributed
 from methods.engine.work import Layout, Work
 from methods.pretrain import Pretraining
 
+NAMES = (*methods.names(), *VARIANTS)
 DATA = Patchwork(train=32, teacher=10, validation=10)
 
 
 def run_all(folder: Path, frozen: Path, data: Path, rank: int, world: int) -> None:
-    """4 updates of 8 images of each method, without drop path, in `folder`/<method>."""
-    for name in methods.names():
+    """4 updates of 8 images of each method and variant, without drop path, in `folder`/<method>."""
+    for name in NAMES:
         method = tiny(name)
         method = replace(method, encoder=replace(method.encoder, drop_path=0.0))
         (folder / name).mkdir(parents=True, exist_ok=True)
