@@ -24,6 +24,15 @@ os.dup2(ends[1], 4)
 os.execvp(sys.argv[3], sys.argv[3:])
 """
 
+# The box in the page around the elements that are found by the selectors, with a margin.
+BOX = """(() => {
+  const boxes = %s.map(each => document.querySelector(each).getBoundingClientRect());
+  const least = name => Math.min(...boxes.map(box => box[name])) - 12;
+  const most = name => Math.max(...boxes.map(box => box[name])) + 12;
+  const [x, y] = [Math.max(0, least("left") + scrollX), Math.max(0, least("top") + scrollY)];
+  return { x, y, width: most("right") + scrollX - x, height: most("bottom") + scrollY - y };
+})()"""
+
 
 class Browser:
     """One page. Chromium reads commands from descriptor 3 and answers on 4, JSON ended by NUL."""
@@ -94,14 +103,17 @@ class Browser:
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def open(self, path: Path) -> None:
-        """Loads a file and waits until it is complete."""
-        self.call("Page.navigate", url=path.as_uri())
+    def open(self, place: Path | str) -> None:
+        """Loads a file or an address and waits until it is complete."""
+        url = place if isinstance(place, str) else place.as_uri()
+        self.call("Page.navigate", url=url)
+        self.wait(f"document.readyState === 'complete' && location.href === {url!r}")
+
+    def wait(self, condition: str) -> None:
+        """Until an expression is true in the page."""
         until = time.monotonic() + SECONDS
-        while not self.run(
-            f"document.readyState === 'complete' && location.href === {path.as_uri()!r}"
-        ):
-            assert time.monotonic() < until, f"{path} does not load"
+        while not self.run(condition):
+            assert time.monotonic() < until, f"waited {SECONDS} s for {condition}"
             time.sleep(0.05)
 
     def run(self, script: str) -> Any:
@@ -127,12 +139,13 @@ class Browser:
         named = [{"name": k.replace("_", "-"), "value": v} for k, v in features.items()]
         self.call("Emulation.setEmulatedMedia", media=media, features=named)
 
-    def screenshot(self, path: Path) -> None:
-        """The whole page as PNG."""
+    def screenshot(self, path: Path, *selectors: str) -> None:
+        """The whole page as PNG, or the smallest part of it that holds the named elements."""
         size = self.call("Page.getLayoutMetrics")["cssContentSize"]
+        clip = {"x": 0, "y": 0, "width": size["width"], "height": size["height"]}
+        if selectors:
+            clip = self.run(BOX % json.dumps(selectors))
         shot = self.call(
-            "Page.captureScreenshot",
-            captureBeyondViewport=True,
-            clip={"x": 0, "y": 0, "width": size["width"], "height": size["height"], "scale": 1},
+            "Page.captureScreenshot", captureBeyondViewport=True, clip={**clip, "scale": 1}
         )
         path.write_bytes(base64.b64decode(shot["data"]))

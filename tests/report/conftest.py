@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from report_stores import ABLATION, HOSTILE, PAPER, SMALL, Row, curve, make_store
 
 
@@ -12,6 +13,24 @@ from report_stores import ABLATION, HOSTILE, PAPER, SMALL, Row, curve, make_stor
 def small(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two seeds; something of every state."""
     return make_store(tmp_path_factory.mktemp("small") / "runs", SMALL, history=curve)
+
+
+@pytest.fixture(scope="session")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The small study, whose stages have left pictures."""
+    from methods.engine.pictures import Strip, heat, photo, write
+
+    root = make_store(tmp_path_factory.mktemp("drawn") / "runs", SMALL, history=curve)
+    image, seen = torch.rand(3, 48, 48), torch.rand(6, 6) > 0.7
+    for name in ("milan", "beitv2", "mae"):
+        (folder,) = (root / "pretrain").glob(f"{name}-s0-*")
+        strips = [
+            Strip("1-images", "validation images", [photo(image)] * 4),
+            Strip("3-mask", "mask: what the encoder sees", [photo(image, seen)] * 4),
+            Strip("4-similarity", "cosine similarity <b>", [heat(torch.rand(6, 6), 8)] * 4),
+        ]
+        write(folder / "pictures", strips)
+    return root
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import shutil
 from collections.abc import Iterator
@@ -127,6 +128,64 @@ def test_print_leaves_out_what_paper_cannot_do(page: Browser) -> None:
     page.media("print")
     shown = "getComputedStyle(document.querySelector('#comparison .tools')).display"
     assert page.run(shown) == "none"
+
+
+@pytest.fixture
+def gallery(browser: Browser, drawn: Path, tmp_path: Path) -> Browser:
+    """A report with pictures of three rows, three strips of four images each."""
+    path = tmp_path / "report.html"
+    path.write_text(render(StoreSource(drawn), format="html"), encoding="utf-8")
+    browser.media()
+    browser.resize(1400, 1000)
+    browser.events.clear()
+    browser.open(path)
+    return browser
+
+
+PICTURES = "[...document.querySelectorAll('#pictures img')]"
+
+
+def test_pictures_show_and_say_in_words_what_they_show(gallery: Browser) -> None:
+    assert (
+        gallery.run(f"{PICTURES}.map(each => [each.complete, each.naturalWidth])")
+        == [[True, 396]] * 9
+    )
+    texts = gallery.run(f"{PICTURES}.map(each => each.alt)")
+    assert texts[:3] == [
+        "milan: validation images",
+        "milan: mask: what the encoder sees",
+        "milan: cosine similarity <b>",
+    ]
+    captions = gallery.run(
+        "[...document.querySelectorAll('#pictures figcaption')].map(each => each.textContent)"
+    )
+    assert captions == [text.partition(": ")[2] for text in texts]
+    fetched = [
+        event["params"]["request"]["url"].partition(":")[0]
+        for event in gallery.events
+        if event.get("method") == "Network.requestWillBeSent"
+    ]
+    assert set(fetched) <= {"file", "data"}
+
+
+@pytest.mark.parametrize("width", [360, 1400])
+def test_pictures_fit_the_screen(gallery: Browser, width: int) -> None:
+    gallery.resize(width, 800)
+    gallery.run("new Promise(done => setTimeout(done, 200))")
+    assert gallery.run("document.documentElement.scrollWidth") <= width
+    boxes = gallery.run(f"{PICTURES}.map(each => each.getBoundingClientRect().width)")
+    assert all(200 < box <= width for box in boxes)
+
+
+def test_pictures_are_printed_whole(gallery: Browser, tmp_path: Path) -> None:
+    gallery.media("print")
+    gallery.resize(1000, 700)
+    boxes = gallery.run(f"{PICTURES}.map(each => each.getBoundingClientRect().width)")
+    assert all(150 < box <= 1000 for box in boxes)
+    style = "getComputedStyle(document.querySelector('#pictures figure')).breakInside"
+    assert gallery.run(style) == "avoid"
+    document = base64.b64decode(gallery.call("Page.printToPDF", printBackground=True)["data"])
+    assert document.count(b"/Subtype /Image") >= 3
 
 
 def test_hostile_names_run_nothing(browser: Browser, hostile: Path, tmp_path: Path) -> None:
