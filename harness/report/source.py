@@ -56,7 +56,8 @@ class StoreSource:
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         folder = self.root / "studies"
         for name in (f"{study}-{scale}", study) if scale else (study,):
-            found = read_plan(folder / f"{name}.json")
+            inside = "/" not in name and "\x00" not in name
+            found = read_plan(folder / f"{name}.json") if inside else None
             if found is not None and scale in (None, _about(found).get("scale")):
                 return found
         return self._only_plan(study, scale)
