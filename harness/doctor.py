@@ -148,7 +148,7 @@ def scheduler(cluster: Cluster, store: Path) -> Iterator[Finding]:
         told = f"no such partition; there are {', '.join(sorted(names))}"
         yield Finding("problem", f"partition {cluster.partition}", told)
     attempt = Attempt("check", store.absolute(), "pretrain", "pretrain/check")
-    opinion = backend.test_only(attempt).replace("sbatch: ", "")
+    opinion = backend.test_only(attempt)
     level: Any = "ok" if "to start at" in opinion else "problem"
     yield Finding(level, "a pretraining job", opinion)
 

@@ -34,7 +34,7 @@ def jobs(
         yield f"\n==== {stage.path}: {words}"
         if test_only:
             alone = Attempt(UNKNOWN, decision.folder, stage.kind, stage.path, (), code)
-            yield f"Slurm: {backend.test_only(alone).strip()}"
+            yield f"Slurm: {backend.test_only(alone)}"
         yield backend.script(attempt)
     if submitted:
         yield "\n" + _total([each.stage for each in submitted], backend)
@@ -80,7 +80,7 @@ def gpu_hours(wants: Resources) -> float:
 
 
 def disk_bytes(stage: Stage) -> int | None:
-    """Of the stage's two checkpoints and what it exports; None where a part does not tell its size."""
+    """Of the stage's two checkpoints and its export; None where a part does not tell its size."""
     try:
         found = stage.task.state_size({role: each.task for role, each in stage.needs.items()})
     except NotImplementedError:
@@ -89,7 +89,9 @@ def disk_bytes(stage: Stage) -> int | None:
 
 
 def size(count: float) -> str:
-    """`1.4 GB`, `23.0 MB`."""
+    """`1.4 GB`, `23.0 MB`, `71 kB`."""
+    if count < 1e6:
+        return f"{count / 1e3:.0f} kB"
     return f"{count / 1e9:,.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
 
 

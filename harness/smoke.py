@@ -53,7 +53,8 @@ class Smoke:
     def _tell(self, work: Work, device: str) -> None:
         entries: list[str] | None = None
         with contextlib.suppress(OSError):
-            entries = sorted(path.name for path in work.data.iterdir())[:20]
+            names = sorted(path.name for path in work.data.iterdir())
+            entries = [name for name in names if not name.startswith(".")][:20]
         found = {
             "node": os.environ.get("SLURMD_NODENAME") or provenance.host(),
             "device": provenance.device() if device == "cuda" else "cpu",

@@ -148,7 +148,8 @@ class SlurmBackend:
     def test_only(self, attempt: Attempt) -> str:
         """Slurm's own opinion of when and where the attempt would start, or why not."""
         try:
-            return self._call("sbatch", "--test-only", text=self.script(attempt))
+            told = self._call("sbatch", "--test-only", text=self.script(attempt))
+            return told.replace("sbatch: ", "").strip()
         except BackendRefused as error:
             return str(error)
 

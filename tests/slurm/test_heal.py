@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from cluster import Cluster
 from lab import command, until
 
@@ -44,6 +45,20 @@ def test_a_stage_that_fails_once_heals(slurm_cluster: Cluster, tmp_path: Path) -
     until(done, "all stages done", seconds=600)
     assert once.is_dir() and attempts(tmp_path) > 3
     until(lambda: not names(slurm_cluster), "no job left", seconds=600)
+
+
+@pytest.mark.long
+def test_what_a_limit_has_held_back_follows_by_itself(
+    slurm_cluster: Cluster, tmp_path: Path
+) -> None:
+    path = profile(slurm_cluster, tmp_path, "true", "heal = 3\nmax_submitted = 2\n")
+    sent = command(*WORDS, "--cluster", path, cwd=tmp_path)
+    assert sent.returncode == 1
+    assert "max_submitted = 2 of mine is reached; 2 jobs were submitted before it" in sent.stderr
+    assert "; healing job " in sent.stderr and sent.stderr.count("\n") == 1
+    until(lambda: len(list(tmp_path.glob("runs/*/*/outcome.json"))) == 3, "all done", seconds=600)
+    until(lambda: not names(slurm_cluster), "no job left", seconds=600)
+    assert attempts(tmp_path) == 3
 
 
 def test_healing_has_an_end(slurm_cluster: Cluster, tmp_path: Path) -> None:
