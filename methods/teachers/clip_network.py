@@ -114,10 +114,9 @@ class FrozenClip(nn.Module):
         size = tuple(self.visual.image_size)
         if tuple(images.shape[-2:]) != size:
             images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
+        visual = self.copies.get(self._dtype(images), images.device)
         with _no_autocast(images):
-            raw, attention = tokens_and_attention(
-                self.copies.get(self._dtype(images), images.device), images
-            )
+            raw, attention = tokens_and_attention(visual, images)
         return TeacherOutput(raw.float(), attention, self.visual)
 
     def _dtype(self, images: Tensor) -> torch.dtype:
