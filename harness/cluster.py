@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from harness.bench.projection import GPUS
 from harness.stage import KINDS
 from harness.study import read_toml
 from methods.errors import InputError
@@ -56,9 +57,10 @@ class Resources:
 
     nodes, gpus (per node), tasks (per node; 0: one per GPU, or one), cpus (per task),
     memory (per node, as in sbatch: "64G"), time ("24:00:00", "2-00:00:00", or minutes).
-    gpu_flag: how this cluster wants to be asked for GPUs. grace: seconds before the time limit at
-    which the stage is told to save. device: of the computation; by default cuda where gpus > 0.
-    device_batch: most images at a time on one device. loader_workers: processes that load per task.
+    gpu_flag: how this cluster wants to be asked for GPUs. gpu: which they are ("A100", "H100"), for
+    the estimate of a dry run. grace: seconds before the time limit at which the stage is told to
+    save. device: of the computation; by default cuda where gpus > 0. device_batch: most images at
+    a time on one device. loader_workers: processes that load per task.
     threads: CPU threads per task where the stage itself does not say (0: the library's default).
     sbatch: any other option of sbatch, by its own long name; true for one without a value.
     """
@@ -71,6 +73,7 @@ class Resources:
     nodes: int = 1
     gpus: int = 0
     gpu_flag: Literal["gpus-per-node", "gres", "none"] = "gpus-per-node"
+    gpu: str = ""
     tasks: int = 0
     cpus: int = 0
     memory: str = ""
@@ -90,6 +93,8 @@ class Resources:
         for name in ("gpus", "tasks", "cpus", "loader_workers", "threads"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 or more, not {getattr(self, name)}")
+        if self.gpu and self.gpu not in GPUS:
+            raise ValueError(f"gpu: no figures of {self.gpu!r}{did_you_mean(self.gpu, GPUS)}")
         if self.nodes < 1:
             raise ValueError(f"nodes must be at least 1, not {self.nodes}")
         # The signal may come a minute early and must find the stage at work (slurm's man page).

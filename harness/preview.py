@@ -9,6 +9,7 @@ from typing import Any
 from harness.backends import Attempt
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import Resources, minutes
+from harness.estimate import estimated_hours
 from harness.run import Decision
 from harness.stage import Stage
 
@@ -67,6 +68,9 @@ def _cost(stage: Stage, wants: Resources) -> Iterator[str]:
     if gpus:
         hours = f"{gpu_hours(wants):g} GPU hours until the time limit"
         yield f"{hours} of {gpus} GPU{'s' * (gpus > 1)}"
+        estimate = estimated_hours(stage, wants)
+        if estimate is not None:
+            yield f"about {estimate:.0f} GPU hours of training on {wants.gpu} (projected)"
     disk = disk_bytes(stage)
     if disk is None:
         yield "checkpoints of unknown size"

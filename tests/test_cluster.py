@@ -105,6 +105,7 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("nodes = '2'", "mine.toml.nodes: expected a whole number"),
         ("gpu_flag = 'gpus'", "mine.toml.gpu_flag: 'gpus' is not a choice"),
         ("nodes = 0", "nodes must be at least 1"),
+        ("gpu = 'H10'", "gpu: no figures of 'H10' (did you mean 'H100'?)"),
         ("time = 'a day'", "time 'a day' is not a time limit"),
         ("time = '5'\ngrace = 290", "grace must lie between 1 s and the time limit - 60 s"),
         ("[resources.pretrian]\nnodes = 2", "no such stage kind (did you mean 'pretrain'?)"),

@@ -1,0 +1,47 @@
+"""GPU hours of a training on GPUs that are not here, projected from the bench's counted steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from harness.bench.projection import GPUS, Step, project
+from harness.bench.table import read
+from harness.cluster import Resources
+from harness.stage import Stage
+
+BENCH = Path(__file__).resolve().parent.parent / "results" / "bench"
+"""Where `harness bench --out results/bench` keeps its rows."""
+
+
+def estimated_hours(stage: Stage, wants: Resources, folder: Path = BENCH) -> float | None:
+    """GPU hours of a pretraining or VQ-KD stage on the profile's `gpu`, at best.
+
+    The data sheet's rates times the shares that `harness.bench.projection` assumes, and no wait for
+    the loader or between nodes. None for other stages, and where the profile names no GPU or the
+    bench has no row of this method with this encoder.
+    """
+    step = _counted(stage, folder) if wants.gpu and wants.gpus else None
+    if step is None:
+        return None
+    task = getattr(stage.task, "method", stage.task)
+    seen = task.optimisation.steps(stage.task.data.images("train")) * task.optimisation.batch
+    gpus = wants.nodes * wants.gpus
+    share = max(1, task.optimisation.batch // gpus)
+    found = project(step, GPUS[wants.gpu], min(share, wants.device_batch or share), gpus)
+    return float(seen / found["images_per_second"] / 3600 * gpus)
+
+
+def _counted(stage: Stage, folder: Path) -> Step | None:
+    """The bench's counts of the stage's step."""
+    task: Any = stage.task
+    if hasattr(task, "method"):
+        name, encoder = task.method.name, task.method.encoder.describe()
+    elif stage.kind == "tokenizer" and hasattr(task, "depth"):
+        name, encoder = "vqkd", f"{task.depth}x{task.width}/{task.patch}"
+    else:
+        return None
+    for row in read(folder) if folder.is_dir() else []:
+        if (row["name"], row["encoder"]) == (name, encoder):
+            return Step(**row["counts"])
+    return None
