@@ -20,7 +20,9 @@ from torch import Tensor
 
 from methods.errors import StageError
 from methods.networks.export import write_encoder
+from methods.networks.swin_names import from_released, to_mmpretrain
 from methods.parts.encoder import Beit, Encoder, ViT
+from methods.parts.swin import Swin
 from methods.released import Imported
 from methods.teachers.archive import BROKEN, read_weights
 
@@ -44,10 +46,12 @@ BESIDES = re.compile(
 
 def import_encoder(path: Path, encoder: Encoder, statistics: str, folder: Path | None) -> Imported:
     """See `methods.released.import_encoder`."""
-    if not isinstance(encoder, (ViT, Beit)):
+    if not isinstance(encoder, (ViT, Beit, Swin)):
         raise StageError("weights", f"{path}: no layout of a {encoder.describe()} is known")
     with torch.serialization.safe_globals([argparse.Namespace]):  # official files keep their flags
         raw = read_weights(path)
+    if isinstance(encoder, Swin):
+        return _import_swin(path, encoder, raw, statistics, folder)
     names = timm_names(raw)
     state = {name: raw[theirs] for name, theirs in names.items()}
     try:
@@ -64,6 +68,20 @@ def import_encoder(path: Path, encoder: Encoder, statistics: str, folder: Path |
         write_encoder(state, encoder, statistics, folder)
     left_out = tuple(sorted(raw.keys() - set(names.values())))
     return Imported(len(state), left_out, int(getattr(found, "image", 0)))
+
+
+def _import_swin(
+    path: Path, encoder: Swin, raw: State, statistics: str, folder: Path | None
+) -> Imported:
+    """Its windows must be the encoder's; its tensors do not depend on the size of the image."""
+    try:
+        state, theirs = from_released(raw)
+    except BROKEN as error:
+        raise StageError("weights", f"{path}: no Swin from pretraining: {error}") from None
+    _check_fit(state, encoder, path)
+    if folder is not None:
+        write_encoder(state, encoder, statistics, folder)
+    return Imported(len(state), tuple(sorted(raw.keys() - theirs)), encoder.image)
 
 
 def _check_sizes(found: Encoder, encoder: Encoder, path: Path) -> None:
@@ -202,7 +220,9 @@ def export_encoder(folder: Path, path: Path, format: str) -> None:
     except (OSError, SafetensorError) as error:
         raise StageError("needs", f"{source}: no encoder ({error})") from None
     if format == "mmpretrain":
-        state = {_to_mmpretrain(name): item for name, item in state.items()}
+        swin = any(name.startswith("layers.") for name in state)
+        ours = {_to_mmpretrain(name): item for name, item in state.items()}
+        state = to_mmpretrain(state) if swin else ours
     aside = path.with_name(f".{path.name}.new")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

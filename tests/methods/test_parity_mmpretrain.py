@@ -18,6 +18,7 @@ from torch import Tensor
 
 from methods.networks.checkpoints import _to_mmpretrain
 from methods.networks.pretrainer import MaskedModelling
+from methods.networks.swin_names import to_mmpretrain
 from methods.parts.masking import Blockwise, Cells
 from methods.teachers.vqkd_network import VqkdNetwork
 
@@ -199,7 +200,9 @@ def test_simmim_on_a_swin(frozen: dict[str, Any]) -> None:
     loss = {"type": "PixelReconstructionLoss", "criterion": "L1", "channel": 3}
     head = heads.SimMIMHead(16, loss)
     encoder = network.pretrainer.encoder
-    load(theirs, {**swin_names(encoder.model.state_dict()), "mask_token": encoder.mask_token})
+    state = to_mmpretrain(encoder.model.state_dict())
+    state = {name.removeprefix("backbone."): item for name, item in state.items()}
+    load(theirs, {**state, "mask_token": encoder.mask_token})
     own = network.pretrainer.decoder.head
     order = torch.arange(768).view(16, 16, 3).permute(2, 0, 1).flatten()
     load(
@@ -216,29 +219,6 @@ def test_simmim_on_a_swin(frozen: dict[str, Any]) -> None:
     torch.testing.assert_close(tokens, maps, rtol=1e-4, atol=1e-5)
     expected = head.loss(neck(maps), micro["image"], mask.int())
     torch.testing.assert_close(network.pretrainer(micro)["loss"], expected, rtol=1e-4, atol=1e-5)
-
-
-def swin_names(state: State) -> State:
-    """timm's Swin under mmpretrain's names, whose merging unfolds channels before places."""
-    found = {}
-    for name, item in state.items():
-        if ".downsample." in name:
-            channels = item.shape[-1] // 4
-            # Places come as (0,0), (1,0), (0,1), (1,1) in timm and as rows of pairs in theirs.
-            item = item.unflatten(-1, (2, 2, channels)).transpose(-3, -2).movedim(-1, -3)
-            item = item.flatten(-3)
-        name = name.replace("patch_embed.proj.", "patch_embed.projection.")
-        name = re.sub(r"^layers\.(\d)\.blocks", r"stages.\1.blocks", name)
-        name = re.sub(r"^layers\.(\d)\.downsample", _merging, name)
-        name = name.replace(".attn.", ".attn.w_msa.").replace(".mlp.fc1.", ".ffn.layers.0.0.")
-        name = name.replace(".mlp.fc2.", ".ffn.layers.1.")
-        found[re.sub(r"^norm\.", "norm3.", name)] = item
-    return found
-
-
-def _merging(match: re.Match[str]) -> str:
-    """There the merging ends the stage before."""
-    return f"stages.{int(match[1]) - 1}.downsample"
 
 
 @torch.no_grad()

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from tiny_methods import SWIN, loader_batch, tiny
-from torch import nn
+from torch import Tensor, nn
 
 import methods
 from methods.errors import StageError
+from methods.networks.export import export
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.networks.pretraining import check_cells, count_parameters
+from methods.networks.swin_names import to_mmpretrain
 from methods.networks.targets import fold
+from methods.parts.encoder import ViT
 from methods.parts.swin import Swin
+from methods.released import export_encoder, import_encoder
+from methods.teachers import load_teacher
 from methods.values import with_fields
 
 TINY = Swin(**SWIN, window=3)
@@ -136,6 +145,50 @@ def test_simmims_loss_is_that_of_its_pixel_shuffle(frozen: dict[str, Any]) -> No
         expected = error / mask.sum() / 3
         found = network.pretrainer(micro)["loss"]
     torch.testing.assert_close(found, expected)
+
+
+def simmims(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """SimMIM's checkpoint: mergings end a stage, indices and masks are buffers."""
+    found = {}
+    for name, item in state.items():
+        name = re.sub(r"layers\.(\d)\.down", lambda m: f"layers.{int(m[1]) - 1}.down", name)
+        found[f"encoder.{name}"] = item
+    place = "encoder.layers.0.blocks.0"
+    extra = {f"{place}.attn.relative_position_index": torch.zeros(9, 9, dtype=torch.int64)}
+    extra |= {f"{place}.attn_mask": torch.zeros(4, 9, 9), "encoder.mask_token": torch.zeros(3)}
+    return {**found, **extra, "decoder.0.bias": torch.zeros(5)}
+
+
+@pytest.mark.parametrize("layout", ["simmim", "mmpretrain", "timm"])
+def test_released_swins_come_in_and_go_out(layout: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    state = TINY.build().model.state_dict()
+    state = {name: torch.randn_like(item) for name, item in state.items()}
+    layouts, ours = {"simmim": simmims, "mmpretrain": to_mmpretrain, "timm": dict}, tmp_path / "in"
+    torch.save({"model": layouts[layout](state)}, tmp_path / "file.pth")
+    found = import_encoder(tmp_path / "file.pth", TINY, "imagenet", ours)
+    assert (found.loaded, len(found.left_out)) == (len(state), 4 if layout == "simmim" else 0)
+    loaded = load_file(ours / "encoder.safetensors")
+    assert loaded.keys() == state.keys()
+    assert all(torch.equal(item, state[name]) for name, item in loaded.items())
+    export_encoder(ours, tmp_path / "out.pth", "mmpretrain")
+    again = import_encoder(tmp_path / "out.pth", TINY, "imagenet", tmp_path / "again")
+    assert again.loaded == len(state)
+    loaded = load_file(tmp_path / "again" / "encoder.safetensors")
+    assert all(torch.equal(item, state[name]) for name, item in loaded.items())
+
+
+def test_other_swins_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "file.pth"
+    torch.save(TINY.build().model.state_dict(), path)
+    with pytest.raises(StageError, match="of another shape"):
+        import_encoder(path, dataclasses.replace(TINY, window=6), "imagenet", None)
+    torch.save(ViT(48, 8, 32, 2, 2).build().model.state_dict(), path)
+    with pytest.raises(StageError, match="do not fit"):
+        import_encoder(path, TINY, "imagenet", None)
+    with pytest.raises(StageError, match="no class token"):
+        export(TINY.build(), TINY, "imagenet", tmp_path / "swin")
+        load_teacher(tmp_path / "swin")
 
 
 @pytest.mark.parametrize(
