@@ -114,6 +114,7 @@ def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     shown = commands.add_parser("methods", help="the table of methods and their parts")
     shown.add_argument("--scale", default="paper")
     shown.add_argument("--format", choices=("md", "json"), default="md")
+    shown.add_argument("--schedule", default="", help="of the methods that have it")
 
 
 def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -137,6 +138,8 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench.add_argument("--precision", choices=precisions, help="default: the recipe's")
     bench.add_argument("--peer", help="mmpretrain, where it is installed: its step in turn")
     bench.add_argument("--peer-precision", choices=precisions, help="default: the same")
+    told = "one thread, by the processor's time: for a machine that others use"
+    bench.add_argument("--busy", action="store_true", help=told)
     told = "project the counted steps onto it: A100 or H100"
     bench.add_argument("--gpu", action="append", default=[], metavar="GPU", help=told)
     bench.add_argument("--format", choices=("md", "json"), default="md")
@@ -185,6 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     0 done or submitted, 1 a stage failed, 2 bad input, 130 interrupted.
     """
     words = sys.argv[1:] if arguments is None else list(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are shown all the same
+        sys.stdout.reconfigure(errors="backslashreplace")
     options = parser().parse_args(words)
     options.words = words
     from harness import commands
@@ -203,8 +208,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
 
 
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are shown all the same
-        sys.stdout.reconfigure(errors="backslashreplace")
 def _told(message: str, code: int) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return code

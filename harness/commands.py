@@ -128,7 +128,7 @@ def methods_command(options: argparse.Namespace) -> int:
     """Prints the unified table of the methods, from their values."""
     from harness.overview import overview
 
-    print(overview(load_scale(options.scale), options.format))
+    print(overview(load_scale(options.scale), options.format, options.schedule))
     return 0
 
 

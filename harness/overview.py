@@ -8,15 +8,26 @@ from typing import Any
 import methods
 from harness.plan import Row, make_plan
 from harness.study import Scale, Study
+from methods.errors import InputError
+from methods.values import did_you_mean
 
 COLUMNS = ("method", "encoder", "masking", "hidden", "decoder", "objectives", "parameters")
 HIDDEN = {"drop": "dropped", "token": "token"}
 
 
-def overview(scale: Scale, form: str) -> str:
-    """A Markdown or JSON table of every method at this scale, parameters counted without data."""
-    names = methods.names()
-    plan = make_plan(Study("methods", methods=names, evals=("linear",)), scale)
+def overview(scale: Scale, form: str, schedule: str = "") -> str:
+    """A Markdown or JSON table of every method at this scale, parameters counted without data.
+
+    With `schedule`, of the methods that have this further one, such as "large"; InputError where
+    none has.
+    """
+    known = {name: methods.schedules(name) for name in methods.names()}
+    names = tuple(name for name in known if not schedule or schedule in known[name])
+    if not names:
+        hint = did_you_mean(schedule, {each for schedules in known.values() for each in schedules})
+        raise InputError(f"--schedule: no method has {schedule!r}{hint}")
+    study = Study("methods", methods=names, evals=("linear",))
+    plan = make_plan(study.with_schedule(schedule) if schedule else study, scale)
     rows = [_row(row) for row in plan.rows]
     if form == "json":
         return json.dumps(rows, indent=1)

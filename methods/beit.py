@@ -8,14 +8,15 @@ Published, ViT-B/16, 800 epochs: linear 56.7, fine-tuning 83.2, ADE20K 45.6 to 4
 
 Known: the number of hidden patches varies, and the loss is the mean over all of the global batch
 (the source means over each device first). The linear probe is MAE's protocol; the source's own
-reads every block and reports the best.
+reads every block and reports the best. ViT-L ("large"): LayerScale is the source's, its evaluations
+are those of MAE's ViT-L (UNVERIFIED).
 """
 
 from __future__ import annotations
 
 from methods.parts.augment import Augmentation, SecondView
 from methods.parts.decoder import LinearHead
-from methods.parts.encoder import Beit
+from methods.parts.encoder import LARGE, Beit
 from methods.parts.loss import CrossEntropy
 from methods.parts.masking import Blockwise
 from methods.parts.model import Method, Objective
@@ -49,4 +50,14 @@ EVALUATIONS = {
     "segmentation": {"optimisation.learning_rate": 7e-4},
 }
 
-SCHEDULES = {"300": {"optimisation.epochs": 300}}
+SCHEDULES = {
+    "300": {"optimisation.epochs": 300},
+    "large": {
+        **LARGE,
+        "encoder.layer_scale": 1e-5,
+        "finetune.optimisation.layer_decay": 0.75,
+        "finetune.drop_path": 0.2,
+        "segmentation.optimisation.layer_decay": 0.75,
+        "segmentation.channels": 1024,
+    },
+}

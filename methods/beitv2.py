@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from methods.parts.augment import Augmentation
 from methods.parts.decoder import PatchAggregation
-from methods.parts.encoder import Beit
+from methods.parts.encoder import LARGE, Beit
 from methods.parts.loss import CrossEntropy
 from methods.parts.masking import Blockwise
 from methods.parts.model import Method, Objective
@@ -68,9 +68,7 @@ _LONG = {
     "encoder.drop_path": 0.1,
 }
 _LARGE = {
-    "encoder.width": 1024,
-    "encoder.depth": 24,
-    "encoder.heads": 16,
+    **LARGE,
     "encoder.layer_scale": 1e-5,
     "decoder.early_layer": 21,
     "finetune.optimisation.epochs": 50,

@@ -8,14 +8,14 @@ Published, ViT-B/16, 1600 epochs: linear 68.0 (released weights 67.8), fine-tuni
 83.46 to 83.66), ADE20K 48.1.
 
 Known: no segmentation code was released; the protocol is that of implus/mae_segmentation (48.15),
-without the relative position biases that it adds.
+without the relative position biases that it adds. ViT-L ("large"): segmentation is UNVERIFIED.
 """
 
 from __future__ import annotations
 
 from methods.parts.augment import Augmentation
 from methods.parts.decoder import Transformer
-from methods.parts.encoder import ViT
+from methods.parts.encoder import LARGE, ViT
 from methods.parts.loss import L2
 from methods.parts.masking import Random
 from methods.parts.model import Method, Objective
@@ -45,13 +45,13 @@ SCHEDULES = {
     "400": {"optimisation.epochs": 400},
     "800": {"optimisation.epochs": 800},
     "large": {
-        "encoder.width": 1024,
-        "encoder.depth": 24,
-        "encoder.heads": 16,
+        **LARGE,
         "linear.optimisation.epochs": 50,
         "finetune.optimisation.learning_rate": 1e-3,
         "finetune.optimisation.epochs": 50,
         "finetune.optimisation.layer_decay": 0.75,
         "finetune.drop_path": 0.2,
+        "segmentation.optimisation.layer_decay": 0.75,
+        "segmentation.channels": 1024,
     },
 }

@@ -11,14 +11,15 @@ re-implementation, 300 epochs: linear 76.3, fine-tuning 84.8, ADE20K 52.6.
 
 UNVERIFIED choices: tokens after CLIP's last LayerNorm and before its projection (as in Feature
 Distillation; others take them before the norm, or projected), beta 1 (others 2), CLIP's own image
-statistics, crops from 0.2 of the area (others 0.08), 40 % hidden.
+statistics, crops from 0.2 of the area (others 0.08), 40 % hidden; ViT-L's evaluations, which are
+BEiT v2's. With a Swin (study `swin`): that its cells predict all of the teacher's tokens in them.
 """
 
 from __future__ import annotations
 
 from methods.parts.augment import Augmentation
 from methods.parts.decoder import LinearHead
-from methods.parts.encoder import Beit
+from methods.parts.encoder import LARGE, Beit
 from methods.parts.loss import SmoothL1
 from methods.parts.masking import Blockwise
 from methods.parts.model import Method, Objective
@@ -66,9 +67,15 @@ EVALUATIONS = {
 SCHEDULES = {
     "800": {"optimisation.epochs": 800},
     "large": {
-        "encoder.width": 1024,
-        "encoder.depth": 24,
-        "encoder.heads": 16,
+        **LARGE,
         "encoder.layer_scale": 1e-5,
+        "finetune.optimisation.epochs": 50,
+        "finetune.optimisation.warmup_epochs": 5,
+        "finetune.optimisation.layer_decay": 0.8,
+        "finetune.drop_path": 0.2,
+        "segmentation.optimisation.learning_rate": 4e-5,
+        "segmentation.optimisation.layer_decay": 0.9,
+        "segmentation.drop_path": 0.2,
+        "segmentation.channels": 1024,
     },
 }

@@ -9,7 +9,8 @@ fine-tuning 82.8 at 192 pixels.
 
 Known: the head is written as a linear layer (there a 1x1 convolution and a pixel shuffle, which is
 the same map). For the linear probe the authors advise averaged patches of about the 8th block;
-its other settings are MAE's (UNVERIFIED), and so is all of segmentation. Swin: by a slip of the
+its other settings are MAE's (UNVERIFIED), and so is all of segmentation and of ViT-L ("large").
+Swin: by a slip of the
 source the tables of relative positions are decayed in pretraining and not in fine-tuning; that is
 followed.
 """
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 from methods.parts.augment import Augmentation
 from methods.parts.decoder import LinearHead
-from methods.parts.encoder import Beit
+from methods.parts.encoder import LARGE, Beit
 from methods.parts.loss import L1
 from methods.parts.masking import Cells
 from methods.parts.model import Method, Objective
@@ -61,6 +62,14 @@ EVALUATIONS = {
 }
 
 SCHEDULES = {
+    "large": {
+        **LARGE,
+        "encoder.layer_scale": 1e-5,
+        "finetune.optimisation.layer_decay": 0.75,
+        "finetune.drop_path": 0.2,
+        "segmentation.optimisation.layer_decay": 0.75,
+        "segmentation.channels": 1024,
+    },
     # simmim_pretrain__swin_base__img192_window6__100ep and its simmim_finetune.
     "swin": {
         "encoder": {"type": "Swin", "image": 192, "window": 6},

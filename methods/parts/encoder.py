@@ -62,6 +62,8 @@ class Encoder:
         raise NotImplementedError
 
 
+LARGE = {"encoder.width": 1024, "encoder.depth": 24, "encoder.heads": 16}
+"""ViT-L, as changes of a method's schedule."""
 _SIZES = {(192, 12): "Ti", (384, 12): "S", (768, 12): "B", (1024, 24): "L", (1280, 32): "H"}
 
 

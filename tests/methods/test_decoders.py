@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import methods
+from evals.segmentation import Segmentation
 from methods.networks.decoders import select
 from methods.networks.encoders import Encoded, Student
 from methods.networks.pretrainer import Pretrainer
@@ -27,7 +28,8 @@ PAPER: dict[str, Any] = {
     "dalle": SimpleNamespace(size=8192),
 }
 PARTS = ("encoder", "decoder")
-BEITS = ("beitv2", "maskdistill")
+SIZE = {"width": 1024, "depth": 24, "heads": 16}
+BEITS = ("beit", "beitv2", "maskdistill", "simmim")
 OFFICIAL = {
     # elements and tensors of the state dict; recipes 5 and 7, MAE from its own sizes.
     "milan": (111_776_512, 270),
@@ -56,17 +58,36 @@ def test_sizes_of_milans_parts() -> None:
     assert trainable == 111_524_352
 
 
-@pytest.mark.parametrize("name", ["milan", "beitv2", "maskdistill", "mae"])
+@pytest.mark.parametrize("name", methods.names())
 def test_large_sizes(name: str) -> None:
     changes = methods.schedules(name)["large"]
     mine = {path: each for path, each in changes.items() if path.split(".")[0] in PARTS}
+    method = with_fields(methods.get(name), mine, name)
+    method.check()
     with torch.device("meta"):
-        network = Pretrainer(with_fields(methods.get(name), mine, name), PAPER)
+        network = Pretrainer(method, PAPER)
     blocks = elements(network.encoder.model.blocks)
-    # Without a bias of the keys, with two LayerScales, BEiT's blocks are as large plus one width.
-    expected = 24 * (12 * 1024**2 + 13 * 1024) + (24 * 1024 if name in BEITS else 0)
-    assert blocks == expected
+    # Two LayerScales; and BEiT's keys have no bias.
+    widths = 2 * (name in BEITS or name == "cae") - (name in BEITS)
+    assert blocks == 24 * (12 * 1024**2 + 13 * 1024) + 24 * 1024 * widths
     assert network.decoder.early_layer in (None, 21)
+    assert method.encoder.describe() == "ViT-L/16"
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_large_protocols(name: str) -> None:
+    """The feature pyramid of 24 blocks, and rates that decay more slowly than over 12."""
+    changes = {**methods.evaluations(name).get("segmentation", {})}
+    for path, each in methods.schedules(name)["large"].items():
+        kind, _, rest = path.partition(".")
+        if kind == "segmentation":
+            changes[rest] = each
+    encoder = Beit(**SIZE) if name in BEITS else ViT(**SIZE)
+    task = with_fields(Segmentation(encoder), changes, name)
+    assert task.taken(24) == (7, 11, 15, 23) and task.channels == 1024
+    assert task.optimisation.layer_decay >= 0.75
+    assert methods.schedules(name)["large"]["finetune.optimisation.layer_decay"] >= 0.75
+    assert methods.schedules(name)["large"]["finetune.drop_path"] == 0.2
 
 
 def tokens_and_order(student: Student, hidden: int = 27) -> tuple[Encoded, Tensor]:
