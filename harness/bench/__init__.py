@@ -32,6 +32,7 @@ def run(options: argparse.Namespace) -> int:
         peer_precision=options.peer_precision,
         gpus=tuple(GPUS[name] for name in options.gpu),
         threads=scale.threads,
+        busy=options.busy,
     )
     about = machine(setting)
     rows: list[dict[str, Any]] = []

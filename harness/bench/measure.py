@@ -29,19 +29,23 @@ class Enough(Exception):
 
 
 class Clock:
-    """Adds the time since the last mark to the part that a mark ends."""
+    """Adds the time since the last mark to the part that a mark ends.
 
-    def __init__(self, device: torch.device) -> None:
-        self.device = device
+    `busy`: the processor's time of this process, which others on the machine do not lengthen by
+    taking turns; it means something with one thread only.
+    """
+
+    def __init__(self, device: torch.device, busy: bool = False) -> None:
+        self.device, self.now = device, time.process_time if busy else time.perf_counter
         self.steps: list[dict[str, float]] = []
         self.parts = dict.fromkeys(PARTS, 0.0)
-        self.last = time.perf_counter()
+        self.last = self.now()
 
     def mark(self, part: str | None) -> None:
         """A part ended here; None: what was since the last mark belongs to no step."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        now = time.perf_counter()
+        now = self.now()
         if part is not None:
             self.parts[part] += now - self.last
         self.last = now
@@ -103,6 +107,7 @@ def measure(
     device: torch.device,
     steps: int,
     between: Callable[[], None] | None = None,
+    busy: bool = False,
 ) -> Measured:
     """Train: first small updates that are counted, then one that warms up and `steps` timed ones.
 
@@ -110,7 +115,7 @@ def measure(
     those of a GPU's kernels: attention is the fused one. Raises what `fit` raises.
     """
     torch.manual_seed(0)
-    run = _Run(subject, device, steps, between)
+    run = _Run(subject, Clock(device, busy), steps, between)
     with tempfile.TemporaryDirectory() as folder:
         kind: Any = device.type
         work = Work(Path(folder), layout=Layout(device=kind), checkpoint_seconds=1e9)
@@ -128,11 +133,11 @@ class _Run:
     def __init__(
         self,
         subject: Subject,
-        device: torch.device,
+        clock: Clock,
         steps: int,
         between: Callable[[], None] | None,
     ) -> None:
-        self.clock, self.steps, self.between = Clock(device), steps, between
+        self.clock, self.steps, self.between = clock, steps, between
         self.timed = Timed(subject.build(), self.clock)
         self.subject, self.precision = subject, subject.optimisation.precision
         self.found: dict[int, Found] = {}
@@ -173,11 +178,12 @@ def product_rate(
     dtype: torch.dtype = torch.float32,
     size: int = 2048,
     seconds: float = 1.0,
+    busy: bool = False,
 ) -> float:
     """FLOPs per second of the device's product of square matrices, the median over `seconds`."""
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     times: list[float] = []
-    clock, began = Clock(device), time.perf_counter()
+    clock, began = Clock(device, busy), time.perf_counter()
     left @ right
     while time.perf_counter() - began < seconds or len(times) < 3:
         clock.mark(None)

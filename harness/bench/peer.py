@@ -32,10 +32,10 @@ class Peer:
         loss: Callable[[int], torch.Tensor],
         update: Callable[[], None],
         batch: int,
-        device: torch.device,
+        clock: Clock,
     ) -> None:
         (self.name, self.version), self.precision, self.repairs = about, precision, repairs
-        self.loss, self.update, self.batch, self.device = loss, update, batch, device
+        self.loss, self.update, self.batch, self.clock = loss, update, batch, clock
         self.steps: list[dict[str, float]] = []
         found: dict[int, Found] = {}
         for size in counting_updates([network], found):
@@ -54,8 +54,9 @@ class Peer:
 
     def _update(self, size: int) -> dict[str, float]:
         """Seconds of one update of `size` images, by part."""
-        clock, parts = Clock(self.device), {}
-        with autocast(self.device, self.precision):
+        clock, parts = self.clock, {}
+        clock.mark(None)
+        with autocast(clock.device, self.precision):
             loss = self.loss(size)
         parts["forward"] = clock.lap()
         loss.backward()
@@ -65,12 +66,12 @@ class Peer:
         return parts
 
 
-def load_peer(name: str, precision: str | None, subject: Subject, device: torch.device) -> Peer:
+def load_peer(name: str, precision: str | None, subject: Subject, clock: Clock) -> Peer:
     """The peer `name` for the subject's method, batch and images.
 
     precision None: the subject's own. Raises InputError where the peer is not installed, or has no
     such method on this encoder, and KeyError where it is not known.
     """
     load = importlib.import_module(LOADERS[name]).load
-    found: Peer = load(precision or subject.optimisation.precision, subject, device)
+    found: Peer = load(precision or subject.optimisation.precision, subject, clock)
     return found

@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from harness.bench.counting import SMALL
+from harness.bench.measure import Clock
 from harness.bench.peer import Peer
 from harness.bench.subject import Subject
 from methods.errors import InputError
@@ -41,13 +42,13 @@ REPAIRS = {
 ENCODER = "ViT-B/16"
 
 
-def load(precision: str, subject: Subject, device: torch.device) -> Peer:
+def load(precision: str, subject: Subject, clock: Clock) -> Peer:
     """mmpretrain's implementation of the subject; see `harness.bench.peer.load_peer`."""
     if subject.name not in CONFIGS:
         raise InputError(f"--peer: mmpretrain has no {subject.name}; it has {', '.join(CONFIGS)}")
     if subject.encoder != ENCODER:
         raise InputError(f"--peer: mmpretrain is compared on {ENCODER} (--scale paper)")
-    package = _package()
+    package, device = _package(), clock.device
     _quiet()
     config = _config(package, subject.name)
     model = _build(config, subject.name).to(device).train()
@@ -65,7 +66,7 @@ def load(precision: str, subject: Subject, device: torch.device) -> Peer:
 
     about = ("mmpretrain", str(package.__version__))
     repairs, batch = REPAIRS.get(subject.name, ()), subject.optimisation.batch
-    return Peer(about, precision, repairs, model, loss, update, batch, device)
+    return Peer(about, precision, repairs, model, loss, update, batch, clock)
 
 
 def _package() -> Any:

@@ -12,7 +12,7 @@ import torch
 
 from harness import provenance
 from harness.bench.interval import ratio_interval
-from harness.bench.measure import Measured, measure, product_rate
+from harness.bench.measure import Clock, Measured, measure, product_rate
 from harness.bench.peer import Peer, load_peer
 from harness.bench.projection import GPU, Step, project, study_hours
 from harness.bench.subject import Subject
@@ -24,7 +24,10 @@ MOST = 256
 
 @dataclass(frozen=True)
 class Setting:
-    """How to measure. precision None: the recipe's own. threads: of the CPU, 0 for torch's own."""
+    """How to measure. precision None: the recipe's own. threads: of the CPU, 0 for torch's own.
+
+    busy: by the processor's time and on one thread, on a machine that others use.
+    """
 
     device: str
     batch: int
@@ -34,6 +37,7 @@ class Setting:
     peer_precision: str | None = None
     gpus: tuple[GPU, ...] = ()
     threads: int = 0
+    busy: bool = False
 
 
 def machine(setting: Setting) -> dict[str, Any]:
@@ -43,8 +47,10 @@ def machine(setting: Setting) -> dict[str, Any]:
     """
     if setting.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine shows no CUDA device")
-    if setting.threads:
-        torch.set_num_threads(setting.threads)
+    if setting.busy and setting.device != "cpu":
+        raise InputError("--busy: a GPU's time is not the processor's")
+    if setting.threads or setting.busy:
+        torch.set_num_threads(1 if setting.busy else setting.threads)
     return {
         "processor": provenance.device(),
         "cores": len(os.sched_getaffinity(0)),
@@ -66,10 +72,10 @@ def memory(device: torch.device) -> int:
 def row(subject: Subject, setting: Setting) -> dict[str, Any]:
     """Measure `subject`; seconds are medians over the timed steps."""
     device, precision = torch.device(setting.device), setting.peer_precision
-    rates = [product_rate(device)]
-    peer = load_peer(setting.peer, precision, subject, device) if setting.peer else None
-    ours = measure(subject, device, setting.steps, peer.step if peer else None)
-    rates.append(product_rate(device))
+    rates, clock = [product_rate(device, busy=setting.busy)], Clock(device, setting.busy)
+    peer = load_peer(setting.peer, precision, subject, clock) if setting.peer else None
+    ours = measure(subject, device, setting.steps, peer.step if peer else None, setting.busy)
+    rates.append(product_rate(device, busy=setting.busy))
     rate = statistics.median(rates)
     found = {
         "name": subject.name,
@@ -78,6 +84,7 @@ def row(subject: Subject, setting: Setting) -> dict[str, Any]:
         "precision": subject.optimisation.precision,
         "batch": subject.optimisation.batch,
         "steps": setting.steps,
+        "clock": "processor" if setting.busy else "wall",
         **figures(ours.steps, ours.step, subject.optimisation.batch, rate),
         "product_rate": rate,
         "largest_batch": largest(ours.step, subject, device),

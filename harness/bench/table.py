@@ -11,7 +11,7 @@ from methods.errors import InputError
 
 Row = Mapping[str, Any]
 PARTS = ("data", "teacher", "forward", "backward", "optimiser", "rest")
-NOTE = "random images, untrained networks; seconds are medians over {steps} steps of {batch} images"
+NOTE = "random images, untrained networks; medians of {steps} steps of {batch} images, {clock} time"
 
 
 def render(rows: Sequence[Row], form: str) -> str:
@@ -136,7 +136,8 @@ def write(folder: Path, row: Row) -> Path:
     Raises InputError where the file cannot be written.
     """
     peer = f"-{row['peer']['name']}-{row['peer']['precision']}" if row.get("peer") else ""
-    name = f"{row['scale']}-{row['device']}-{row['precision']}-b{row['batch']}{peer}.json"
+    busy = "-busy" if row["clock"] == "processor" else ""
+    name = f"{row['scale']}-{row['device']}-{row['precision']}-b{row['batch']}{busy}{peer}.json"
     path = folder / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
