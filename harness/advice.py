@@ -6,6 +6,7 @@ from pathlib import Path
 
 from harness.store import Outcome, Store
 from harness.view import duration, log_of
+from methods.engine.work import read_alarms
 
 ADVICE = {
     "data": "mend or fetch the file that the message names; `harness run` then goes on",
@@ -33,7 +34,7 @@ def explain(store: Store, folder: Path) -> str:
         told.append(f"done in {duration(seconds)}, resumed {outcome.resumed} times")
     else:
         told += _failure(outcome)
-    told += [f"alarm: {alarm}" for alarm in (outcome.alarms if outcome else ())]
+    told += [f"alarm: {each}" for each in (outcome.alarms if outcome else read_alarms(folder))]
     if log is not None:
         told.append(f"log: {log}")
         if outcome is not None and not outcome.done:

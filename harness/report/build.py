@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -65,9 +65,17 @@ def build(source: Source, study: str, scale: str | None = None) -> Report:
         raise InputError(f"study {study!r} has no evaluation to report")
     rows, about = rows_of(each for each in records if "@" not in each["eval"]), dict(plan["study"])
     tables = claims(source, plan, rows_of(records))
-    tables.append(comparison(rows, about, published.read()))
+    compared = comparison(rows, about, published.read())
+    tables.append(replace(compared, notes=(*compared.notes, *alarms(source, plan))))
     tables += ablations(rows, about, _defaults(source, rows))
     return Report(source, plan, records, rows, tuple(tables))
+
+
+def alarms(source: Source, plan: Mapping[str, Any]) -> Iterator[str]:
+    """A note for each alarm of each stage: numbers that a person should not take as they are."""
+    for key, stage in plan["stages"].items():
+        for text in source.outcome(key).get("alarms") or ():
+            yield f"Alarm in {stage['kind']}/{stage['label']}: {text}"
 
 
 def _defaults(source: Source, rows: list[Row]) -> dict[str, Mapping[str, Any]]:

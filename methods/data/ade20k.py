@@ -88,13 +88,16 @@ def check_labels(paths: list[Path], classes: int) -> None:
 
     Masks that were already reduced (255 unlabelled) would be shifted once more, without an error.
     """
-    counts = label_histogram(paths)
-    if counts[classes + 1 :].any():
-        value = int(np.flatnonzero(counts)[-1])
-        raise InputError(
-            f"{paths[0].parent}: masks hold the value {value}; 0 (unlabelled) to {classes} are "
-            "known, as in the original archive (reduce_zero_label is applied when reading)"
-        )
+    counts = np.zeros(256, dtype=np.int64)
+    for path in paths:
+        here = label_histogram([path])
+        if here[classes + 1 :].any():
+            raise InputError(
+                f"{path}: holds the value {int(np.flatnonzero(here)[-1])}; 0 (unlabelled) to "
+                f"{classes} are known, as in the original archive (reduce_zero_label is applied "
+                "when reading)"
+            )
+        counts += here
     if counts[0] > counts.sum() // 2:
         raise InputError(
             f"{paths[0].parent}: more than half of the pixels are 0 (unlabelled): other masks than "

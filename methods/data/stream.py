@@ -202,8 +202,8 @@ class Stream:
     """Endless steps of this rank's micro-batches, from step `start` on.
 
     Each rank takes a contiguous slice of the global batch, cut into equal contiguous
-    micro-batches. Unreadable images that were replaced are in `skipped`; more of them than the
-    source's `skip` budget raise StageError("data").
+    micro-batches. Unreadable images that were replaced are in `skipped`, and `alarm` is told of
+    each; more of them than the source's `skip` budget raise StageError("data").
     """
 
     def __init__(
@@ -227,6 +227,8 @@ class Stream:
         self.per_step = split_batch(batch, layout, device_batch, unit)
         self.budget: int = getattr(source, "skip", 0)
         self.skipped: set[int] = set()
+        self.alarm: Callable[[str], None] = print
+        self._source = source
         self._samples = Samples(source, transform, seed, self.budget)
 
     def _plan(self) -> Iterator[list[Key]]:
@@ -253,11 +255,18 @@ class Stream:
     def _count_skipped(self, keys: list[Key], got: torch.Tensor) -> None:
         for (_, index), actual in zip(keys, got.tolist(), strict=True):
             distance = (actual - index) % self.length
-            self.skipped.update((index + step) % self.length for step in range(distance))
+            for place in ((index + step) % self.length for step in range(distance)):
+                if place not in self.skipped:
+                    self.skipped.add(place)
+                    self.alarm(f"{self._name(place)} cannot be read; others take its place")
         if len(self.skipped) > self.budget:
             raise StageError(
                 "data", f"{len(self.skipped)} unreadable images, more than skip = {self.budget}"
             )
+
+    def _name(self, index: int) -> str:
+        path = getattr(self._source, "path", None)
+        return str(path(index)) if path else f"image {index}"
 
 
 def evaluation_batches(

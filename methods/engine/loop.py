@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from methods.engine import checkpoint, distributed
+from methods.engine import checkpoint, distributed, health
 from methods.engine.attention import choose_kernels
 from methods.engine.device import Micro, autocast, memory_errors, rows, seed_generators, to_device
 from methods.engine.optim import Group, build_optimizer, set_rate
@@ -142,7 +142,10 @@ class _Run:
 
     def train(self, stream: Stream) -> None:
         """Update until the schedule ends, saving and leaving when asked to."""
-        batches = iter(stream(self.done)) if self.done < self.total else iter(())
+        images = stream(self.done) if self.done < self.total else ()
+        if hasattr(images, "alarm"):
+            images.alarm = self.work.alarm
+        batches = iter(images)
         self.cost.start()
         for step in range(self.done, self.total):
             micros = next(batches, None)
@@ -231,7 +234,8 @@ class _Run:
         self.optimizer.zero_grad(set_to_none=True)
 
     def _log(self, step: int) -> None:
-        if self.done % math.ceil(self.total / MOST_LINES) and self.done < self.total:
+        every = math.ceil(self.total / MOST_LINES)
+        if self.done % every and self.done < self.total:
             return
         self.work.log(
             self.done,
@@ -241,6 +245,8 @@ class _Run:
             progress=self.done / self.total,
             **self.cost.system(),
         )
+        if self.done <= health.PART * self.total < self.done + every and distributed.rank() == 0:
+            health.check_loss(self.work)
 
     def _save(self) -> None:
         """Checkpoint on rank 0; nothing changes the state while it is written."""

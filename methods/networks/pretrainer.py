@@ -87,6 +87,7 @@ class MaskedModelling:
 
     def __init__(self, method: Method, frozen: Mapping[str, nn.Module]) -> None:
         self.method, self.frozen = method, frozen
+        self.attention: Tensor | None = None  # that the last mask was drawn by
         self.pretrainer = Pretrainer(method, frozen)
         self.module: nn.Module = self.pretrainer
         self.targets = cast(list[TargetNetwork], list(self.pretrainer.targets))
@@ -138,6 +139,7 @@ class MaskedModelling:
         masking, attention = self.method.masking, None
         for role in masking.needs:
             attention = inputs.teacher(role, masking.statistics).attention
+        self.attention = attention
         return masking.mask(inputs.batch["draw"], attention)
 
     def _micro(self, inputs: Inputs, targets: tuple[Tensor, ...]) -> dict[str, Any]:

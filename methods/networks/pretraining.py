@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,10 @@ from torch import nn
 
 from methods.data.augment import ToSample
 from methods.data.stream import Stream
-from methods.engine import distributed
-from methods.engine.loop import fit
+from methods.engine import distributed, health
+from methods.engine.loop import MOST_LINES, fit
 from methods.engine.pictures import draw
+from methods.engine.work import Work, read_line
 from methods.errors import StageError
 from methods.networks.export import export
 from methods.networks.pictures import strips
@@ -23,7 +24,6 @@ from methods.pretrain import milestone_folder
 from methods.teachers import load_teacher, load_tokenizer
 
 if TYPE_CHECKING:
-    from methods.engine.work import Work
     from methods.pretrain import Pretraining
 
 
@@ -114,12 +114,15 @@ class WithMilestones(MaskedModelling):
         self, task: Pretraining, frozen: dict[str, nn.Module], work: Work, images: int
     ) -> None:
         super().__init__(task.method, frozen)
-        self.folder = work.folder
+        self.folder, self.work = work.folder, work
         total = task.method.optimisation.steps(images)
+        self.every = math.ceil(total / MOST_LINES)
         self.milestones = {max(1, round(each * total)): each for each in task.milestones}
 
     def after_step(self, step: int) -> dict[str, float]:
         scalars = super().after_step(step)
+        if self.attention is not None and step % self.every == 0:
+            health.check_attention(self.work, self.attention)
         share = self.milestones.get(step + 1)
         if share is not None and distributed.rank() == 0:
             folder = milestone_folder(self.folder, share)
@@ -132,6 +135,6 @@ def last_losses(work: Work) -> dict[str, float]:
     """The losses of the last line of metrics.jsonl, averages over its interval; {} without one."""
     if not work.metrics.exists():
         return {}
-    lines = work.metrics.read_text(encoding="utf-8").splitlines()
-    entry: dict[str, float] = json.loads(lines[-1]) if lines else {}
+    lines = work.metrics.read_bytes().splitlines()
+    entry = (read_line(lines[-1]) if lines else None) or {}
     return {name: value for name, value in entry.items() if name.startswith("loss")}

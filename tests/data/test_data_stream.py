@@ -221,8 +221,12 @@ def test_an_unreadable_image_is_named(workers: int) -> None:
 def test_unreadable_images_are_replaced_within_the_budget(workers: int) -> None:
     source = Numbers(10, bad=(3, 4, 9), skip=3)
     stream = Stream(source, number, 10, 0, Layout(loader_workers=workers))
+    told: list[str] = []
+    stream.alarm = told.append
     steps = taken(stream, 2)
     assert stream.skipped == {3, 4, 9}
+    cannot = "cannot be read; others take its place"
+    assert sorted(told) == [f"image {index} {cannot}" for index in (3, 4, 9)]
     good = [0, 1, 2, 5, 6, 7, 8]
     for step in steps:
         assert sorted(step["index"].tolist()) == sorted([*good, 5, 5, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from tiny_training import IMAGES, lines, run
 
 from methods.engine import checkpoint
 from methods.engine.device import memory_errors
-from methods.engine.work import Layout, Work
+from methods.engine.health import check_attention
+from methods.engine.work import Layout, Work, read_alarms
 from methods.errors import StageError
 
 HERE = Path(__file__).parent
@@ -209,3 +211,36 @@ def test_out_of_memory_is_told_as_such() -> None:
 def test_a_rank_outside_the_world_is_refused() -> None:
     with pytest.raises(ValueError, match="rank 2 of 2"):
         Layout(rank=2, world=2)
+
+
+def test_a_loss_that_does_not_move_alarms_and_stops_nothing(tmp_path: Path) -> None:
+    """A rate of next to nothing on the same images each time; the other learns and is silent."""
+    told = []
+    for name, rate in (("still", 1e-12), ("moves", 0.02)):
+        _, work = run(tmp_path / name, iterations=60, batch=IMAGES, dropout=0.0, rate=rate)
+        told.append(read_alarms(tmp_path / name))
+        assert work.alarms == told[-1] and work.report["steps"] == 60
+    assert len(told[0]) == 1 and told[1] == []
+    assert re.match(r"the loss does not move: [\d.]+ at update 1, [\d.]+ at update 15$", told[0][0])
+
+
+def test_an_alarm_outlives_the_attempt_and_is_told_once(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"iterations": 60, "batch": IMAGES, "dropout": 0.0, "rate": 1e-12}
+    with pytest.raises(StageError, match="after update 20"):
+        run(tmp_path, stop_at=20, **options)
+    run(tmp_path, **options)
+    assert len(read_alarms(tmp_path)) == 1
+
+
+def test_attention_on_one_patch_alarms(tmp_path: Path) -> None:
+    work = Work(tmp_path)
+    spread = torch.rand(8, 36).softmax(1)
+    check_attention(work, spread)
+    check_attention(work, 0.01 * spread)  # the class token itself may have the rest
+    one = torch.zeros(8, 36).index_fill(1, torch.tensor([5]), 1.0)
+    check_attention(work, torch.cat([one[:4], spread[:4]]))  # in half of the images
+    check_attention(work, torch.ones(8, 1))
+    assert work.alarms == []
+    check_attention(work, one)
+    check_attention(work, one)
+    assert len(work.alarms) == 1 and "degenerate" in work.alarms[0]

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny_methods import tiny
 
 from methods.data.sets import Patchwork
-from methods.engine.work import Layout, Work
+from methods.engine.work import Layout, Work, read_alarms
 from methods.errors import StageError
 from methods.pretrain import Pretraining
 from methods.values import from_plain, to_plain
 
+HEADS = 2  # of the tiny CLIP
 DATA = Patchwork(train=32, teacher=10, validation=10)
 
 
@@ -50,6 +52,25 @@ def test_a_stage_leaves_encoders_and_metrics(
     last = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[-1])
     assert last["step"] == 4
     assert last["loss"] == pytest.approx(last["loss_tokens"] + last["loss_aggregated"], rel=1e-4)
+
+
+def test_a_teacher_that_looks_at_one_patch_alarms(
+    tmp_path: Path, needs: dict[str, Path], data: Path
+) -> None:
+    """All heads alike, and queries and keys so large that every softmax is a maximum."""
+    run(tmp_path / "sound", "milan", needs, data, Layout())
+    assert read_alarms(tmp_path / "sound") == []
+    shutil.copytree(needs["clip"], tmp_path / "clip")
+    path = tmp_path / "clip" / "clip.safetensors"
+    weights = load_file(path)
+    names = [name for name in weights if name.startswith("visual.") and "in_proj_weight" in name]
+    for name in names:
+        query_key = weights[name].unflatten(0, (3, HEADS, -1))[:2]
+        query_key[:] = 1000 * query_key[:, :1]
+    save_file(weights, path)
+    run(tmp_path / "degenerate", "milan", {**needs, "clip": path.parent}, data, Layout())
+    (alarm,) = read_alarms(tmp_path / "degenerate")
+    assert "degenerate" in alarm and "one patch in most images" in alarm
 
 
 @pytest.mark.parametrize("name", ["milan", "beitv2", "beit"])
