@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from command_line import harness
+from command_line import PLANTED, harness
 
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
@@ -19,8 +19,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def comparison(tmp_path_factory: pytest.TempPathFactory, data: Path) -> Path:
-    """The folder in which the tiny comparison was run, from nothing; its store is runs/."""
+    """The folder in which the tiny comparison was run, from nothing; its store is runs/.
+
+    It ran among secrets, which tests/test_planted_secret.py looks for.
+    """
     folder = tmp_path_factory.mktemp("comparison")
-    done = harness("run", "--scale", "tiny", "--data", data, "--jobs", 2, cwd=folder)
+    words = ("run", "--scale", "tiny", "--data", data, "--jobs", 2)
+    done = harness(*words, cwd=folder, variables=PLANTED)
     (folder / "printed.txt").write_text(done.stdout)
     return folder

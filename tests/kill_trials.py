@@ -41,11 +41,15 @@ class Result:
 
 @dataclass
 class Trials:
-    """Runs attempts of the stages in a store through the local backend, as `harness run` does."""
+    """Runs attempts of the stages in a store through the local backend, as `harness run` does.
+
+    `code`: a snapshot of the code, or None for the installed one.
+    """
 
     store: Store
     data: Path
     random: random.Random
+    code: Path | None = None
     backend: LocalBackend = field(default_factory=LocalBackend)
     counts: Counter[str] = field(default_factory=Counter)
     straight: dict[str, Result] = field(default_factory=dict)
@@ -94,7 +98,8 @@ class Trials:
         """One attempt, killed at `moment`; whether the kill came before its end."""
         job = {"backend": "local", "host": provenance.host(), "data": str(self.data)}
         attempt = self.store.begin_attempt(folder, {**job, "checkpoint_seconds": interval})
-        submitted = self.backend.submit(Attempt(attempt, folder, stage.kind, stage.path))
+        run = Attempt(attempt, folder, stage.kind, stage.path, code=self.code)
+        submitted = self.backend.submit(run)
         record = {"attempt": attempt, "job_id": submitted, "host": provenance.host()}
         limit, sent = time.monotonic() + PATIENCE, False
         while self.backend.query([record])[attempt].state == "running":

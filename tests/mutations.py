@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from methods.errors import InputError, StageError
 
 # How many inputs a test tries by default, and in the long suite.
-COUNTS = [pytest.param(200, id="some"), pytest.param(5000, id="many", marks=pytest.mark.long)]
+COUNTS = [pytest.param(120, id="some"), pytest.param(5000, id="many", marks=pytest.mark.long)]
 SECONDS = 20.0
 
 Path = tuple[Any, ...]

@@ -1,6 +1,6 @@
 """Any text in place of a file: it is read, or refused in one line that names it.
 
-Each test tries 200 inputs, and 5000 in the long suite: valid files in which values were deleted,
+Each test tries 120 inputs, and 5000 in the long suite: valid files in which values were deleted,
 doubled, renamed, swapped or replaced by others of another type or size, files cut or with bytes
 changed, and random texts. An error of any other class than InputError or StageError, or taking more
 than 20 s for one input, fails the test.

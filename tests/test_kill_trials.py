@@ -34,7 +34,8 @@ def stages(*evals: str) -> list[Stage]:
 def trials(comparison: Path, data: Path, tmp_path: Path) -> Trials:
     """In a copy of the comparison's store."""
     shutil.copytree(comparison / "runs", tmp_path / "runs")
-    return Trials(Store(tmp_path / "runs"), data, random.Random(20250806))
+    (code,) = (tmp_path / "runs" / "snapshots").iterdir()
+    return Trials(Store(tmp_path / "runs"), data, random.Random(20250806), code)
 
 
 def test_four_trials(trials: Trials) -> None:

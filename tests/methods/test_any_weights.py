@@ -1,6 +1,6 @@
 """Any bytes in place of a weight file: the weights are read, or refused in one line naming it.
 
-Each kind of file is tried with 25 inputs, and 300 in the long suite: valid files cut, with bytes
+Each kind of file is tried with 15 inputs, and 300 in the long suite: valid files cut, with bytes
 changed or inserted, with tensors missing, added, renamed, of another shape or type, or not finite.
 """
 
@@ -20,7 +20,7 @@ from methods.errors import StageError
 from methods.released import import_encoder
 from methods.teachers.archive import read_weights
 
-COUNTS = [pytest.param(25, id="some"), pytest.param(300, id="many", marks=pytest.mark.long)]
+COUNTS = [pytest.param(15, id="some"), pytest.param(300, id="many", marks=pytest.mark.long)]
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -145,7 +145,7 @@ def changed(draw: st.DrawFn, state: State) -> State:
             kinds = [torch.int64, torch.bool, torch.float16, torch.float64, torch.complex64]
             state[name] = torch.zeros(state[name].shape, dtype=draw(st.sampled_from(kinds)))
         elif how == "nan":
-            state[name] = torch.full_like(state[name], float("nan"))
+            state[name] = torch.full(state[name].shape, float("nan"))
     return state
 
 
