@@ -57,8 +57,9 @@ def _columns(rows: Sequence[Row], evals: list[str], scale: str) -> tuple[Column,
     columns.append(Column("epochs", "Epochs", numeric=True))
     for each in evals:
         columns.append(Column(SHORT[each], SHORT[each], "measured", True))
-        if each == "linear" and any(map(_best_rates, rows)):
-            columns.append(Column("lin_best_rate", "lin, best rate", "measured", True))
+        for name, (kind, title, metric) in _BESIDE.items():
+            if kind == each and any(_values(row, kind, metric) for row in rows):
+                columns.append(Column(name, title, "measured", True))
     columns.append(Column("seeds", "Seeds", "measured", True))
     columns.append(Column("published_epochs", "Epochs", "published", True))
     columns += [Column(f"published_{SHORT[e]}", SHORT[e], "published", True) for e in evals]
@@ -68,6 +69,11 @@ def _columns(rows: Sequence[Row], evals: list[str], scale: str) -> tuple[Column,
 
 
 _PARTS = ("backbone", "decoder", "target")
+# Metrics that stand beside an evaluation's own, where there are any: by column, its kind and title.
+_BESIDE = {
+    "lin_best_rate": ("linear", "lin, best rate", "top1_best_rate"),
+    "seg_multi_scale": ("segmentation", "seg, multi-scale", "mIoU_multi_scale"),
+}
 
 
 def _line(
@@ -88,7 +94,7 @@ def _line(
         cells[f"published_{name}"] = _published(number)
         same = number if number and number.epochs == trained else None
         cells[f"delta_{name}"] = _difference(row.summary(kind), same)
-    cells["lin_best_rate"] = _best_rate_cell(row)
+    cells |= {name: _beside(_values(row, kind, each)) for name, (kind, _, each) in _BESIDE.items()}
     cells["cost"] = _cost(row)
     return cells
 
@@ -141,16 +147,16 @@ def _difference(summary: Summary | None, number: Number | None) -> Cell:
     return Cell(numbers.signed(value), value, "difference")
 
 
-def _best_rates(row: Row) -> list[float]:
-    """The linear probe's accuracy at the best rate of its grid, one per seed that has it."""
-    metrics = [each["metrics"] for each in row.cell("linear") if each["state"] == "done"]
-    return [each["top1_best_rate"] for each in metrics if "top1_best_rate" in each]
+def _values(row: Row, kind: str, metric: str) -> list[float]:
+    """A metric of the row's evaluations of `kind`, one per seed that has it."""
+    metrics = [each["metrics"] for each in row.cell(kind) if each["state"] == "done"]
+    return [each[metric] for each in metrics if metric in each]
 
 
-def _best_rate_cell(row: Row) -> Cell:
-    summary = numbers.summarise(_best_rates(row))
+def _beside(values: list[float]) -> Cell:
+    summary = numbers.summarise(values)
     if summary is None:
-        return Cell("–", None, "measured", note="no learning-rate grid")
+        return Cell("–", None, "measured", note="not asked for")
     return Cell(numbers.spread(summary), summary.mean, "measured", "", summary.std, summary.n)
 
 
