@@ -90,7 +90,7 @@ def test_counts_of_a_small_module() -> None:
     assert counter.counts.kernels == 3
     wide = 4 * 16 * 4
     assert counter.counts.moved == 4 * wide  # relu in and out, add in and out
-    assert counter.counts.peak == held + 2 * wide
+    assert counter.counts.peak == held + 2 * wide and counter.counts.forward == 0
     assert counter.bytes == held + wide
 
 
@@ -102,6 +102,8 @@ def test_counts_of_gradients_and_of_an_optimiser() -> None:
     weight = 8 * 16 * 4
     with counter:
         layer(torch.ones(4, 8)).sum().backward()
+        # The input, the product and its sum.
+        assert counter.counts.forward == weight + (4 * 8 + 4 * 16 + 1) * 4
         counter.again()
         optimizer.step()
     # Two moments and the number of the update are new; both are of the optimiser.
@@ -116,7 +118,7 @@ def test_expanded_tensors_are_as_large_as_what_is_there() -> None:
 
 
 def test_projection_is_its_arithmetic() -> None:
-    step = Step(1e9, 1e6, 2e6, 1e6, 1e8, kernels=10, gradients=4e6)
+    step = Step(1e9, 1e6, 2e6, 1e6, 1e8, 0.0, kernels=10, gradients=4e6)
     alone = project(step, MADE, 10)
     assert alone["products"] == pytest.approx(0.01)
     assert alone["traffic"] == pytest.approx(0.012)
@@ -127,22 +129,23 @@ def test_projection_is_its_arithmetic() -> None:
     eight = project(step, MADE, 10, gpus=8)
     assert eight["exchange"] == pytest.approx(2 * 7 / 8 * 4e6 / 1e9)
     assert eight["seconds"] == alone["seconds"]  # it hides behind the backward pass
-    slow = project(Step(1e9, 1e6, 2e6, 1e6, 1e8, 10, gradients=4e8), MADE, 10, gpus=8)
+    slow = project(Step(1e9, 1e6, 2e6, 1e6, 1e8, 0.0, 10, gradients=4e8), MADE, 10, gpus=8)
     assert slow["seconds"] == pytest.approx(0.022 / 3 + 0.7)
-    many = project(Step(1e9, 1e6, 2e6, 1e6, 1e8, 1e6, 4e6), MADE, 10)
+    many = project(Step(1e9, 1e6, 2e6, 1e6, 1e8, 0.0, 1e6, 4e6), MADE, 10)
     assert many["seconds"] == pytest.approx(5.0)  # its launches
 
 
 def test_the_largest_batch_and_the_hours() -> None:
     assert line(30, 50, (2, 4)) == (10, 10)
-    step = Step(1e9, 1e6, 2e6, 1e6, 1e8, 10, 4e6)
-    assert step.largest_batch(1e9) == 800
-    assert Step(1e9, 1e6, 2e6, 1e6, 1e9, 10, 4e6).largest_batch(1e9) == 0
+    step = Step(1e9, 1e6, 2e6, 1e6, 1e8, 2e8, 10, 4e6)
+    assert step.largest_batch(1e9) == 800 and step.largest_batch(2e8) == 0
+    assert (step.peak(10), step.peak(300)) == (2e8, 4e8)
+    assert Step(1e9, 1e6, 2e6, 1e6, 1e9, 2e8, 10, 4e6).largest_batch(1e9) == 0
     found = study_hours(step, MADE, images=3.6e6, gpus=8, most=256)
     assert found["batch"] == 256 and found["computed"]
     assert found["hours"] == pytest.approx(3.6e6 / found["images_per_second"] / 3600)
     assert found["gpu_hours"] == pytest.approx(8 * found["hours"])
-    full = study_hours(Step(1e9, 1e6, 2e6, 1e6, 1e9, 10, 4e6), MADE, 1.0, 8, 256)
+    full = study_hours(Step(1e9, 1e6, 2e6, 1e6, 1e9, 2e8, 10, 4e6), MADE, 1.0, 8, 256)
     assert full["batch"] == 0 and "hours" not in full
 
 
@@ -164,7 +167,7 @@ def test_rows_say_what_was_measured(rows: list[dict[str, Any]]) -> None:
         assert 0 < each["fraction_of_products"] < 1
         assert each["largest_batch"]["how"].startswith("computed")
         counts = each["counts"]
-        assert counts["peak_step"] > 0 and counts["peak_image"] > 0
+        assert counts["peak_step"] > 0 and counts["peak_image"] > 0 and counts["floor"] > 0
         assert each["projections"][0]["gpu"] == "made"
     assert milan["gflop_per_image"] > mae["gflop_per_image"]  # it has a teacher
     assert set(mae["seconds"]) == set(PARTS)

@@ -23,6 +23,7 @@ class Found:
     kernels: int
     moved: int
     peak: int
+    forward: int
 
 
 def counting_updates(networks: Sequence[nn.Module], found: dict[int, Found]) -> Iterator[int]:
@@ -42,13 +43,13 @@ def counting_updates(networks: Sequence[nn.Module], found: dict[int, Found]) -> 
                 yield batch
                 flops = int(products.get_total_flops())
             counts = counter.counts
-            found[batch] = Found(flops, counts.kernels, counts.moved, counts.peak)
+            found[batch] = Found(flops, **vars(counts))
 
 
 def counted_step(found: dict[int, Found], trained: nn.Module) -> Step:
     """The line through the counted steps; `trained`: whose gradients ranks would exchange."""
     small, large = (found[batch] for batch in SMALL)
     moved = line(small.moved, large.moved, SMALL)
-    peak = line(small.peak, large.peak, SMALL)
+    peak = line(small.forward, large.forward, SMALL)
     size = sum(each.numel() for each in trained.parameters() if each.requires_grad)
-    return Step(large.flops / SMALL[1], *moved, *peak, large.kernels, 4.0 * size)
+    return Step(large.flops / SMALL[1], *moved, *peak, small.peak, large.kernels, 4.0 * size)

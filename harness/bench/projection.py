@@ -43,7 +43,8 @@ MEMORY_SHARE = 0.9
 class Step:
     """A counted step, linear in the batch: what each image takes, and what any step does.
 
-    flops: of matrix products an image. moved: bytes outside of them. peak: bytes alive.
+    flops: of matrix products an image. moved: bytes outside of them. peak_image, peak_step: bytes
+    alive at the end of the forward pass; floor: of the update, which no batch is too small for.
     gradients: bytes of the trained parameters' gradients.
     """
 
@@ -52,13 +53,20 @@ class Step:
     moved_step: float
     peak_image: float
     peak_step: float
+    floor: float
     kernels: float
     gradients: float
+
+    def peak(self, batch: int) -> float:
+        """Bytes of tensors alive at once in a step of `batch` images."""
+        return max(self.floor, self.peak_step + self.peak_image * batch)
 
     def largest_batch(self, memory: float) -> int:
         """The most images whose tensors fit into MEMORY_SHARE of `memory` bytes; 0 where none."""
         room = MEMORY_SHARE * memory - self.peak_step
-        return max(0, math.floor(room / self.peak_image)) if self.peak_image > 0 else 0
+        if self.peak_image <= 0 or self.floor > MEMORY_SHARE * memory:
+            return 0
+        return max(0, math.floor(room / self.peak_image))
 
 
 def line(small: float, large: float, batches: tuple[int, int]) -> tuple[float, float]:
@@ -90,7 +98,7 @@ def project(step: Step, gpu: GPU, batch: int, gpus: int = 1) -> dict[str, float]
         "seconds": seconds,
         "images_per_second": gpus * batch / seconds,
         "outside_products": 1 - products / seconds,
-        "peak_bytes": step.peak_step + step.peak_image * batch,
+        "peak_bytes": step.peak(batch),
     }
 
 

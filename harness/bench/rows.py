@@ -104,7 +104,7 @@ def figures(steps: list[dict[str, float]], step: Step, batch: int, rate: float) 
         "images_per_second": batch / seconds,
         "gflop_per_image": step.flops / 1e9,
         "fraction_of_products": step.flops * batch / rate / seconds,
-        "peak_bytes": step.peak_step + step.peak_image * batch,
+        "peak_bytes": step.peak(batch),
         "counts": vars(step),
     }
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -34,11 +35,13 @@ OVERWRITES = ("copy_", "fill_", "zero_")
 class Counts:
     """kernels: operations that are not views. moved: bytes that those read and write which are no
     matrix products, convolutions or fused attention. peak: most bytes of tensors alive at once,
-    gradients and optimiser included, the kernels' own workspaces not."""
+    gradients and optimiser included, the kernels' own workspaces not. forward: the same while what
+    will be differentiated is computed, which is the peak where activations are the most of it."""
 
     kernels: int = 0
     moved: int = 0
     peak: int = 0
+    forward: int = 0
 
 
 class Counter(TorchDispatchMode):
@@ -82,6 +85,8 @@ class Counter(TorchDispatchMode):
             self.counts.kernels += 1
             self.counts.moved += moved(func, inputs, outputs)
         self.hold(outputs)
+        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+            self.counts.forward = max(self.counts.forward, self.bytes)
         return out
 
 
