@@ -102,9 +102,13 @@ def size(count: float) -> str:
 def _total(stages: Sequence[Stage], backend: SlurmBackend) -> str:
     """`in all 12 jobs, at most 4,608 GPU hours without requeues, 31.4 GB on the disk`."""
     words = [f"in all {len(stages)} job{'s' * (len(stages) > 1)}"]
-    hours = sum(gpu_hours(backend.cluster.of(each.kind)) for each in stages)
+    wanted = [backend.cluster.of(each.kind) for each in stages]
+    hours = sum(map(gpu_hours, wanted))
     if hours:
         words.append(f"at most {hours:,g} GPU hours without requeues")
+    projected = sum(estimated_hours(*each) or 0 for each in zip(stages, wanted, strict=True))
+    if projected:
+        words.append(f"about {projected:,.0f} GPU hours of pretraining (projected)")
     sizes = [disk_bytes(each) for each in stages]
     known = sum(each for each in sizes if each is not None)
     words.append(f"{size(known)} on the disk{' and more' * (None in sizes)}")
