@@ -27,13 +27,12 @@ class VqkdTraining(Tokenizer):
     read as [0, 1] (theirs guesses the range from the batch maximum).
 
     decay: of the codebook's moving average. commitment: weight of the commitment term.
+    teacher: role of the network whose projected tokens are predicted (DINO's: normalised).
     minimum_usage: share of the codes that the validation split must use, else the codebook has
     collapsed and the stage fails (the official 3-layer tokenizer uses 97 %).
     """
 
     version: ClassVar[int] = 1
-    needs: ClassVar[tuple[str, ...]] = ("clip",)
-
     data: ImageData = ImageNet()
     image: int = 224
     patch: int = 16
@@ -63,6 +62,7 @@ class VqkdTraining(Tokenizer):
     )
     seed: int = 0
     threads: int = 0
+    teacher: str = "clip"
 
     def __post_init__(self) -> None:
         if self.image % self.patch:
@@ -77,6 +77,10 @@ class VqkdTraining(Tokenizer):
             raise ValueError(f"decay must be in [0, 1), not {self.decay}")
         if not 0 <= self.minimum_usage <= 1 or self.commitment < 0 or self.kmeans_iterations < 0:
             raise ValueError("minimum_usage must be in [0, 1], the others not negative")
+
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        return (self.teacher,)
 
     @property
     def size(self) -> int:
@@ -95,13 +99,13 @@ class VqkdTraining(Tokenizer):
         blocks = (self.depth + self.decoder_depth) * (block(width) - width)  # keys have no bias
         stems = convolution(3, width, self.patch) + convolution(dimension, width, 1)
         both = stems + blocks + 2 * (width + tokens * width + norm(width))
-        target = needs["clip"].widths["projected"]
+        target = needs[self.teacher].widths["projected"]
         ends = 2 * linear(width, width) + linear(width, dimension) + linear(width, target)
         codes = self.codes * (dimension + 1)
         return StateSize(both + ends, fixed=codes, exported=both + ends + codes)
 
     def run(self, work: Work) -> dict[str, float]:
-        """Trains on `work.needs["clip"]`; validation usage, perplexity, reconstruction.
+        """Trains on the teacher in `work.needs`; validation usage, perplexity, reconstruction.
 
         Raises StageError("teacher") when the grids differ, "codebook" below `minimum_usage`.
         """

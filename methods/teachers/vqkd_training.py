@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     """Trains, measures on the validation split, refuses a collapsed codebook, writes the folder."""
     side = task.image // task.patch
-    teacher = load_teacher(work.needs["clip"], grid=(side, side))
+    teacher = load_teacher(work.needs[task.teacher], grid=(side, side))
     source = task.data.open(work.data, "train")
     torch.manual_seed(task.seed)
     trainable = VqkdTrainable(task, teacher, len(source))
@@ -115,7 +115,7 @@ class VqkdTrainable:
         for micro in micros:
             images = to_float(micro["image"])
             self.teacher.to(images.device)
-            target = self.teacher(images, "clip").projected[:, 1:]
+            target = self.teacher(images, "own").projected[:, 1:]
             ready.append({"image": images, "target": target})
         if step == 0:
             self._start_codes([micro["image"] for micro in ready])
@@ -187,7 +187,7 @@ def measure(
     for batch in evaluation_batches(source, ToSample(views), 128, layout):
         images = to_float(batch["image"].to(device))
         quantised, codes, _ = network.quantize(network.encode(images))
-        target = teacher.to(device)(images, "clip").projected[:, 1:]
+        target = teacher.to(device)(images, "own").projected[:, 1:]
         distance = reconstruction_loss(network.decode(quantised), target)
         counts += torch.bincount(codes.flatten(), minlength=network.size)
         total += total.new_tensor([float(distance) * len(images), len(images)])

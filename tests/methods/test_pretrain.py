@@ -98,7 +98,7 @@ def test_the_seed_decides(tmp_path: Path, needs: dict[str, Path], data: Path) ->
     assert not torch.equal(first["cls_token"], other["cls_token"])
 
 
-@pytest.mark.parametrize("name", ["milan", "cmae"])
+@pytest.mark.parametrize("name", ["milan", "cmae", "simmim-swin"])
 def test_a_resumed_run_repeats_an_uninterrupted_one(
     tmp_path: Path, needs: dict[str, Path], data: Path, name: str
 ) -> None:

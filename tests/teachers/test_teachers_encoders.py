@@ -219,3 +219,24 @@ def test_the_teachers_of_the_paper_scale() -> None:
         assert count_parameters(row.value, frozen) == 86_256_720  # all targets have 768 channels
     with pytest.raises(InputError, match="scale mini has no teacher 'dino'"):
         make_plan(study, load_scale("mini"))
+
+
+def test_beit_v2_and_milan_can_be_taught_by_dino() -> None:
+    """VQ-KD predicts DINO's 768 channels; MILAN takes its tokens and its attention."""
+    plan = make_plan(load_study("beitv2-teachers"), load_scale("paper"))
+    tokenizers = [row.stages["pretrain"].needs["vqkd"] for row in plan.rows]
+    assert [set(each.needs) for each in tokenizers] == [{"clip"}, {"dino"}]
+    sizes = [
+        each.task.state_size({role: stage.task for role, stage in each.needs.items()}).trained
+        for each in tokenizers
+    ]
+    assert sizes[1] - sizes[0] == 769 * 256
+    changes = {
+        "objectives.0.target": {"type": "Features", "teacher": "dino", "tokens": "normalised"},
+        "masking.teacher": "dino",
+    }
+    row = StudyRow("milan", "DINO", changes)
+    [row_] = make_plan(Study("s", rows=(row,), evals=("linear",)), load_scale("paper")).rows
+    frozen = {role: stage.task for role, stage in row_.stages["pretrain"].needs.items()}
+    assert set(frozen) == {"dino"}
+    assert count_parameters(row_.value, frozen) == 111_524_352 + 513 * 256
