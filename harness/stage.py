@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 from methods.errors import InputError
-from methods.values import did_you_mean, fingerprint, from_plain, to_plain
+from methods.values import did_you_mean, fingerprint, from_plain, inputs_of, to_plain
 
 KINDS = {
     "teacher": "methods.teachers:Teacher",
@@ -110,4 +110,6 @@ def task_from_record(record: Mapping[str, Any], where: str) -> Any:
         raise InputError(f"{where}: kind: missing or not a string")
     if "task" not in record:
         raise InputError(f"{where}: task: missing")
-    return from_plain(task_class(kind), record["task"], f"{where}: task")
+    with inputs_of(where):
+        cls = task_class(kind)
+    return from_plain(cls, record["task"], f"{where}: task")

@@ -15,7 +15,7 @@ from methods.data.sets import ImageData, SegmentationData
 from methods.errors import InputError
 from methods.parts.encoder import Encoder
 from methods.teachers import Teacher, Tokenizer
-from methods.values import did_you_mean, from_plain, refuse_deep
+from methods.values import did_you_mean, from_plain, inputs_of, refuse_deep
 
 STUDIES = Path(__file__).parent / "studies"
 SCALES = Path(__file__).parent / "scales"
@@ -193,7 +193,8 @@ def load_study(name: str) -> Study:
     path = find_file(name, STUDIES, "study")
     study = from_plain(Study, {"name": path.stem, **read_toml(path)}, str(path))
     for row in study.all_rows():
-        methods.get(row.method)
+        with inputs_of(str(path)):
+            methods.get(row.method)
     stages = {row.name: evaluations(study, row) for row in study.all_rows()}
     for number, claim in enumerate(study.claims):
         claim.check(stages, f"{path}: claims.{number}")
@@ -225,7 +226,9 @@ def _scale_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         return table
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected the name of a scale")
-    return _laid_over(_scale_table(find_file(base, SCALES, "scale"), (*above, path)), table)
+    with inputs_of(f"{path}: base"):
+        below = find_file(base, SCALES, "scale")
+    return _laid_over(_scale_table(below, (*above, path)), table)
 
 
 def _laid_over(below: Any, above: Any) -> Any:

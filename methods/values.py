@@ -9,7 +9,8 @@ import json
 import math
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from methods.errors import InputError
@@ -48,6 +49,15 @@ def _items(plain: Any) -> Iterable[Any]:
     if isinstance(plain, Mapping):
         return plain.values()
     return plain if isinstance(plain, (list, tuple)) else ()
+
+
+@contextmanager
+def inputs_of(where: str) -> Iterator[None]:
+    """Puts `where` before the message of an InputError that knows its place no better."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 _HINTS: dict[Any, dict[str, Any]] = {}

@@ -6,8 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.stage import KINDS
 from harness.store import read_table
 from methods.errors import InputError
+from methods.values import did_you_mean
 
 # The fields of each table, and what they hold; a field of OPTIONAL may be missing.
 STUDY = {"name": str, "scale": str, "title": str, "note": str, "claims": list}
@@ -39,6 +41,10 @@ def read_plan(path: Path) -> dict[str, Any] | None:
     for number, row in enumerate(plan["rows"]):
         check(row, ROW, f"{path}.rows.{number}")
         words(row["stages"], f"{path}.rows.{number}.stages")
+        for name in row["stages"]:
+            if name.partition("@")[0] not in KINDS:
+                hint = did_you_mean(name, KINDS)
+                raise InputError(f"{path}.rows.{number}.stages.{name}: no such kind{hint}")
     seen: set[str] = set()
     for key, stage in plan["stages"].items():
         check(stage, STAGE, f"{path}.stages.{key}")
