@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,8 @@ def _counted(stage: Stage, folder: Path) -> Step | None:
     else:
         return None
     for row in read(folder) if folder.is_dir() else []:
-        if (row["name"], row["encoder"]) == (name, encoder):
-            return Step(**row["counts"])
+        counts = row.get("counts", {})
+        same = (row.get("name"), row.get("encoder")) == (name, encoder)
+        if same and set(counts) == {each.name for each in fields(Step)}:
+            return Step(**counts)
     return None
