@@ -102,6 +102,7 @@ def test_counts_of_gradients_and_of_an_optimiser() -> None:
     weight = 8 * 16 * 4
     with counter:
         layer(torch.ones(4, 8)).sum().backward()
+        torch.ones(1000)  # after the backward pass
         # The input, the product and its sum.
         assert counter.counts.forward == weight + (4 * 8 + 4 * 16 + 1) * 4
         counter.again()

@@ -49,7 +49,7 @@ class Counter(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.counts = Counts()
+        self.counts, self.backward = Counts(), False
         self.alive: dict[int, int] = {}
         self.bytes = 0
 
@@ -68,8 +68,8 @@ class Counter(TorchDispatchMode):
         self.bytes -= self.alive.pop(key, 0)
 
     def again(self) -> None:
-        """Begin the counts anew; what is alive stays so."""
-        self.counts = Counts(peak=self.bytes)
+        """Begin the counts of another update; what is alive stays so."""
+        self.counts, self.backward = Counts(peak=self.bytes), False
 
     def __torch_dispatch__(
         self,
@@ -85,7 +85,8 @@ class Counter(TorchDispatchMode):
             self.counts.kernels += 1
             self.counts.moved += moved(func, inputs, outputs)
         self.hold(outputs)
-        if torch.is_grad_enabled() and torch._C._current_graph_task_id() == -1:
+        self.backward = self.backward or torch._C._current_graph_task_id() != -1
+        if torch.is_grad_enabled() and not self.backward:
             self.counts.forward = max(self.counts.forward, self.bytes)
         return out
 
