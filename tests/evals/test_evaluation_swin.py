@@ -53,7 +53,14 @@ def test_fine_tuning_keeps_the_norm_and_has_a_fresh_head(work: Make, exported: E
         torch.testing.assert_close(classifier.encoder(IMAGES), expected)
 
 
-@pytest.mark.parametrize("make", [linear, finetune, knn, segmentation])
+@pytest.mark.parametrize(
+    "make",
+    [
+        linear,
+        knn,
+        *(pytest.param(each, marks=pytest.mark.long) for each in (finetune, segmentation)),
+    ],
+)
 def test_every_evaluation_runs(make: Callable[..., object], work: Make, exported: Export) -> None:
     pooling = {"pooling": "mean"} if make in (linear, knn) else {}
     work_ = work(needs={"encoder": exported(TINY)})

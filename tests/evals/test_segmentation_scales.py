@@ -20,8 +20,7 @@ from evals.segmentation import Segmentation
 from evals.segmentation_data import open_pictures
 from evals.segmentation_model import build_segmentor
 from evals.segmentation_scales import ScaledSample, averaged, resized
-from evals.segmentation_training import evaluate
-from methods.engine.work import Layout, Work
+from methods.engine.work import Work
 
 Make = Callable[..., Work]
 SLIDE: dict[str, Any] = {"inference": "slide", "stride": 32}
@@ -85,19 +84,13 @@ def test_it_is_the_mean_of_the_probabilities(work: Make, data: Path) -> None:
 
 
 def test_the_stage_reports_both_and_the_card_says_so(work: Make) -> None:
-    task = segmentation(scales=(0.5, 1.5), mirrored=True, **SLIDE)
+    task = segmentation(scales=(1.25,), **SLIDE)
     metrics = task.run(work())
     assert set(metrics) == {"mIoU", "aAcc", "mAcc", "mIoU_multi_scale"}
-    assert task.protocol()["scales"] == "single, no flip; multi-scale: 0.5, 1.5, mirrored"
+    assert task.protocol()["scales"] == "single, no flip; multi-scale: 1.25"
+    both = replace(task, scales=(0.5, 1.5), mirrored=True)
+    assert both.protocol()["scales"] == "single, no flip; multi-scale: 0.5, 1.5, mirrored"
     assert segmentation(**SLIDE).protocol()["scales"] == "single, no flip"
-
-
-def test_no_layout_changes_the_score(work: Make, data: Path) -> None:
-    task = segmentation(scales=(1.0, 1.5), **SLIDE)
-    segmentor, pictures = built(task, work()), open_pictures(task, data, "validation")
-    whole = evaluate(segmentor, pictures, Layout(), ScaledSample(task), averaged)
-    parts = evaluate(segmentor, pictures, Layout(device_batch=5), ScaledSample(task), averaged)
-    assert whole == parts
 
 
 def test_copies_of_a_long_image(data: Path, tmp_path: Path) -> None:
