@@ -173,12 +173,13 @@ class _Builder:
     ) -> Pretraining:
         """The method's recipe with the row's parts, then the scale over it, then the row's fields.
 
-        The row's changes are made twice: a part that it swaps in has to be scaled like the others,
-        and a field that it names wins over the scale.
+        A part that the row swaps in comes before the scale, to be scaled like the others; then all
+        of its changes, since a field that it names wins over the scale.
         """
         own = changes_for("pretrain", changed)
+        parts = {path: new for path, new in own.items() if isinstance(new, dict) and "type" in new}
         task = Pretraining(method=methods.get(name), data=self.scale.data, seed=seed)
-        task = self.scaled("pretrain", with_fields(task, own, where))
+        task = self.scaled("pretrain", with_fields(task, parts, where))
         task = with_fields(task, own, where)
         try:
             task.check()

@@ -136,7 +136,8 @@ def test_a_scale_is_laid_over_its_base(tmp_path: Path) -> None:
     path.write_text('base = "mini"\nnote = "short"\n[tasks.linear.optimisation]\nepochs = 1\n')
     scale = load_scale(str(path))
     assert scale.tasks["linear"]["optimisation"]["epochs"] == 1
-    assert scale.tasks["linear"]["optimisation"]["batch"] == 256
+    below = load_scale("mini").tasks["linear"]["optimisation"]
+    assert scale.tasks["linear"]["optimisation"]["batch"] == below["batch"]
     path.write_text(f'base = "{path}"\nnote = "loop"')
     with pytest.raises(InputError, match="cannot be based on itself"):
         load_scale(str(path))
@@ -163,3 +164,12 @@ def test_keys_are_those_of_earlier_versions() -> None:
 
 if __name__ == "__main__":
     GOLDEN.write_text(json.dumps(golden(), indent=1) + "\n")
+
+
+def test_a_field_may_be_shorter_than_the_published_warm_up() -> None:
+    plan = make_plan(
+        load_study("comparison").only(["maskdistill"]),
+        load_scale("mini"),
+        {"optimisation.epochs": 2, "decoder": {"type": "LinearHead"}},
+    )
+    assert next(iter(plan.rows)).value.optimisation.epochs == 2

@@ -29,7 +29,7 @@ class ImageFolder:
     """folder/<class>/<image>: [i] is (RGB picture, label); classes and files in sorted order.
 
     `labels` is int64 (n,), `captions` one text for each image or None, `skip` how many unreadable
-    images a stream may replace.
+    images a stream may replace, `keep` whether pictures stay in memory once they were read.
     """
 
     def __init__(
@@ -38,6 +38,7 @@ class ImageFolder:
         listing: Listing,
         captions: dict[str, str] | None = None,
         skip: int = 0,
+        keep: bool = False,
     ) -> None:
         self.folder = folder
         self.classes = tuple(sorted(listing))
@@ -47,6 +48,7 @@ class ImageFolder:
         self._names = np.asarray([os.fsencode(name) for name in names])
         counts = [len(listing[name]) for name in self.classes]
         self.labels = np.repeat(np.arange(len(counts)), counts)
+        self._kept: dict[int, Image.Image] | None = {} if keep else None
         self.captions = None if captions is None else [captions[name] for name in names]
 
     def __len__(self) -> int:
@@ -63,7 +65,14 @@ class ImageFolder:
 
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """(RGB picture, label); StageError("data") naming the file where it cannot be read."""
-        return read_rgb(self.path(index)), int(self.labels[index])
+        return self._picture(index), int(self.labels[index])
+
+    def _picture(self, index: int) -> Image.Image:
+        if self._kept is None:
+            return read_rgb(self.path(index))
+        if index not in self._kept:
+            self._kept[index] = read_rgb(self.path(index))
+        return self._kept[index]
 
 
 def read_rgb(path: Path) -> Image.Image:
@@ -123,7 +132,7 @@ def _files(folder: str) -> list[str]:
 
 
 def open_folder(folder: Path, expected: int, classes: tuple[str, ...]) -> ImageFolder:
-    """A folder with its captions, if <folder>.captions.json lies beside it.
+    """A small folder with its captions, if <folder>.captions.json lies beside it.
 
     StageError("data") where it is missing or has other classes or another number of images.
     """
@@ -131,7 +140,7 @@ def open_folder(folder: Path, expected: int, classes: tuple[str, ...]) -> ImageF
         listing = scan(folder)
         beside = folder.with_name(f"{folder.name}.captions.json")
         captions = json.loads(beside.read_text()) if beside.exists() else None
-        images = ImageFolder(folder, listing, captions)
+        images = ImageFolder(folder, listing, captions, keep=True)
     except (OSError, ValueError, KeyError) as error:
         raise StageError("data", f"{folder} is missing or damaged: {error}") from error
     if images.classes != classes or len(images) != expected:

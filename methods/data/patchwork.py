@@ -7,7 +7,9 @@ import hashlib
 import json
 import os
 import shutil
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -56,6 +58,9 @@ PHOTOGRAPHS = {
 
 SHARE = 0.7
 """Students and teacher see the left 70 % of each photograph, validation the rest."""
+
+PIECE = 1000
+"""Scenes that one process writes at a time."""
 
 UNLABELLED, BACKGROUND, FIRST = 0, 1, 2
 """Values in a mask; material k is FIRST + k."""
@@ -222,8 +227,23 @@ def _write_split(value: _Scenes, split: str, folder: Path) -> None:
     if split in _ADE:
         images.mkdir(parents=True)
         masks.mkdir(parents=True)
+    captions: dict[str, str] = {}
+    total = value.images(split)  # type: ignore[arg-type]
+    pieces = [range(first, min(first + PIECE, total)) for first in range(0, total, PIECE)]
+    write = functools.partial(_write_scenes, value, split, classification, images, masks)
+    with ProcessPoolExecutor(mp_context=get_context("fork")) as pool:
+        for found in (pool.map if len(pieces) > 1 else map)(write, pieces):
+            captions |= found
+    text = json.dumps(captions, indent=0, sort_keys=True)
+    classification.with_name(f"{split}.captions.json").write_text(text)
+
+
+def _write_scenes(
+    value: _Scenes, split: str, classification: Path, images: Path, masks: Path, indices: range
+) -> dict[str, str]:
+    """Writes these scenes of a split; their captions by file name."""
     captions = {}
-    for index in range(value.images(split)):  # type: ignore[arg-type]
+    for index in indices:
         made = scene(index, split, value.size, value.seed)
         name = f"{tuple(PHOTOGRAPHS)[made.label]}/{index:06d}.png"
         picture = Image.fromarray(made.image)
@@ -233,5 +253,4 @@ def _write_split(value: _Scenes, split: str, folder: Path) -> None:
             # As little loss as JPEG allows: full colour resolution, fine quantisation.
             picture.save(images / f"{index:06d}.jpg", quality=97, subsampling=0)
             Image.fromarray(made.mask).save(masks / f"{index:06d}.png", compress_level=1)
-    text = json.dumps(captions, indent=0, sort_keys=True)
-    classification.with_name(f"{split}.captions.json").write_text(text)
+    return captions
