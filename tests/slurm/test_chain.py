@@ -76,6 +76,22 @@ def test_a_stage_does_not_trust_that_its_need_is_done(make_lab: MakeLab) -> None
     assert outcome.reason.startswith("needs: a (")
 
 
+def test_a_job_that_was_never_recorded_is_adopted(make_lab: MakeLab, tmp_path: Path) -> None:
+    """`harness run` was killed between sbatch and writing down the job's number."""
+    lab = make_lab(
+        {"a": (Counting("a", hold=str(tmp_path / "go")), []), "b": (Counting("b"), ["a"])}
+    )
+    folder = lab.store.add(lab.stages["a"], {})
+    attempt = lab.store.begin_attempt(folder, lab.cluster.job("counting"))
+    job = lab.backend.submit(Attempt(attempt, folder, "counting", "a", code=lab.code))
+    assert lab.run() == 1  # b, behind the job that nobody wrote down
+    assert lab.held("a").job == job
+    lab.release("a")
+    until(lab.all_done, "both are done")
+    lab.assert_counted_once()
+    assert len(lab.store.attempts(folder)) == len(lab.starts("a")) == 1
+
+
 def test_a_refusal_is_told_in_slurms_words_and_leaves_nothing(make_lab: MakeLab) -> None:
     lab = make_lab(chain(), gpus=5)
     with pytest.raises(BackendRefused, match="node configuration is not available"):
