@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from harness.tracking import record
 from harness.tracking.artifacts import Artifacts
 from harness.tracking.record import StageView
 from harness.tracking.runs import ENDED, Run, Runs
-from harness.tracking.server import artifact_location
+from harness.tracking.server import VIEW, artifact_location
 from methods.errors import InputError
 from methods.values import fingerprint
 
@@ -171,6 +172,31 @@ def row_key(plan: Mapping[str, Any], row: Row) -> str:
     return f"row-{fingerprint({**study, **{name: row[name] for name in names}, 'of': subject})}"
 
 
+COLUMNS = (
+    *(f"metrics.`{name}`" for name in ("lin/top1", "ft/top1", "seg/mIoU", "knn/top1")),
+    *(f"metrics.`{name}`" for name in ("cost/seconds", "cost/images")),
+    "tags.`changed`",
+)
+
+
+def shared_view() -> str:
+    """The state of MLflow's page of runs that shows results and cost, as its Share saves one.
+
+    A version of MLflow that knows no such state shows its own columns.
+    """
+    state = {
+        "searchFilter": "",
+        "orderByKey": "attributes.start_time",
+        "orderByAsc": True,
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "modelVersionFilter": "All Runs",
+        "datasetsFilter": [],
+        "selectedColumns": list(COLUMNS),
+    }
+    return json.dumps(state)
+
+
 def experiment_tags(plan: Mapping[str, Any], store: str) -> dict[str, str]:
     """What the experiment says of the study, and what a report needs to know beside the rows.
 
@@ -184,6 +210,8 @@ def experiment_tags(plan: Mapping[str, Any], store: str) -> dict[str, str]:
         "store": store,
         "study": str(study["name"]),
         "scale": str(study["scale"]),
+        "mlflow.experimentKind": "custom_model_development",
+        f"mlflow.sharedViewState.{VIEW}": shared_view(),
         "mlflow.note.content": f"{note}; report.html is among the artifacts of the run {first}",
         **record.long_tag("plan", rest),
     }

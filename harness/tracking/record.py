@@ -160,7 +160,7 @@ def row_metrics(views: Iterable[StageView]) -> dict[str, float]:
         found.update({f"{place}{name}": value for name, value in results(view).items()})
         for name, value in cost(view).items():
             if name.removeprefix("cost/") in SUMMED:
-                found[name] = found.get(name, 0.0) + value
+                found[name] = round(found.get(name, 0.0) + value, 6)
     return found
 
 

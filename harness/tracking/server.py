@@ -23,6 +23,9 @@ PATIENCE = {
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
 LOCK_SECONDS = 600.0
+VIEW = "results"
+# MLflow opens its pages for language models unless it is told; the columns are the experiment's.
+PAGE = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
 
 
 def default_uri(root: Path) -> str:
@@ -125,8 +128,12 @@ def serve(store: Any, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
     """
     uri = own_uri(store.root)
     with writing(store.root, uri):
-        connect(uri).search_experiments(max_results=1)
+        experiments = connect(uri).search_experiments(max_results=100)
     print(f"MLflow shows {store.root} at http://{host}:{port} (stop with Ctrl-C)", flush=True)
+    for each in experiments:
+        if each.tags.get("harness") == "yes":
+            page = f"http://{host}:{port}/#/experiments/{each.experiment_id}/runs?{PAGE}"
+            print(f"  {each.name}: {page}", flush=True)
     command = serve_command(store.root, host, port)
     # Its queues for background jobs are processes that only cost here.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}

@@ -67,7 +67,9 @@ def draw(work: Work, strips: Callable[[], Iterable[Strip]]) -> None:
 def indices(length: int) -> list[int]:
     """Which of `length` images are drawn: the same ones for every stage, evenly spread."""
     count = min(COUNT, length)
-    return [(2 * number + 1) * length // (2 * count) for number in range(count)]
+    # One further each time: where classes take turns they would all be of the same class.
+    turn = length >= 10 * COUNT
+    return [(2 * n + 1) * length // (2 * count) + n * turn for n in range(count)]
 
 
 def photo(image: Tensor, seen: Tensor | None = None) -> Tile:

@@ -298,6 +298,11 @@ def test_a_stage_is_quiet_and_resumes_bit_for_bit(
     assert _losses(work("stopped")) == _losses(work("whole"))
     output = capfd.readouterr()
     assert output.out == output.err == ""
+    drawn = {path.stem: path for path in (work("whole").folder / "pictures").iterdir()}
+    assert sorted(drawn) == ["1-images", "2-truth", "3-predicted", "4-wrong"]
+    with Image.open(drawn["2-truth"]) as image:
+        assert "background" in image.info["Description"]
+        assert image.size == (4 * 96 + 3 * 4, 96)
 
 
 def test_loader_processes_change_nothing(work: Make) -> None:

@@ -160,5 +160,6 @@ def test_a_codebook_says_how_much_of_it_is_used() -> None:
 
 
 def test_four_images_are_spread_over_the_split() -> None:
-    assert pictures.indices(2000) == [250, 750, 1250, 1750]
+    assert pictures.indices(2000) == [250, 751, 1252, 1753]
+    assert pictures.indices(10) == [1, 3, 6, 8]
     assert pictures.indices(2) == [0, 1]

@@ -101,6 +101,7 @@ def test_training_leaves_a_tokenizer(scenes: Path, tmp_path: Path) -> None:
     assert set(metrics) == {"usage", "perplexity", "reconstruction"}
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert {name: last[name] for name in metrics} == metrics
+    assert (tmp_path / "pictures/1-codebook.png").stat().st_size < 5000 and not work.alarms
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.size, tokenizer.grid, tokenizer.image) == (16, (6, 6), 48)
     assert tokenizer.codes(torch.rand(2, 3, 48, 48)).shape == (2, 36)

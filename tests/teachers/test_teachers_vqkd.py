@@ -238,6 +238,7 @@ def test_training_leaves_a_tokenizer(scenes: Path, teacher_folder: Path, tmp_pat
     assert 0 < metrics["usage"] <= 1 and 1 <= metrics["perplexity"] <= 16
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert {name: last[name] for name in metrics} == metrics
+    assert (tmp_path / "pictures/1-codebook.png").stat().st_size < 5000 and not work.alarms
     tokenizer = load_tokenizer(tmp_path)
     assert (tokenizer.size, tokenizer.grid, tokenizer.image) == (16, (3, 3), 48)
     pictures = torch.rand(5, 3, 48, 48)

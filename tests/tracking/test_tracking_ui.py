@@ -3,31 +3,40 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import tracking_folders as make
 from tracking_servers import free_port, wait_for
 
 from harness import tracking
 from harness.store import Store
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
+from browser import Browser
 
-def test_the_ui_shows_the_study_of_the_store(store: Store, tmp_path: Path) -> None:
-    make.write_done(store.root)
-    tracking.sync(store)
+
+@contextmanager
+def showing(store: Store, folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """`harness ui` over the store: its address, and the names of its experiments."""
     port = free_port()
     code = (
         "import sys; from pathlib import Path; from harness import tracking\n"
         "from harness.store import Store\n"
         "tracking.serve(Store(Path(sys.argv[1])), port=int(sys.argv[2]))\n"
     )
-    log = (tmp_path / "ui.log").open("wb")
+    log = (folder / "ui.log").open("wb")
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(store.root), str(port)],
-        cwd=tmp_path,
+        cwd=folder,
         stdout=log,
         stderr=log,
     )
@@ -39,7 +48,7 @@ def test_the_ui_shows_the_study_of_the_store(store: Store, tmp_path: Path) -> No
     names: list[str] = []
 
     def shown() -> bool:
-        assert process.poll() is None, (tmp_path / "ui.log").read_text()
+        assert process.poll() is None, (folder / "ui.log").read_text()
         try:
             with urllib.request.urlopen(asked, timeout=10) as answer:
                 names.extend(each["name"] for each in json.load(answer)["experiments"])
@@ -49,9 +58,73 @@ def test_the_ui_shows_the_study_of_the_store(store: Store, tmp_path: Path) -> No
 
     try:
         wait_for(shown, "harness ui")
+        yield f"http://127.0.0.1:{port}", names
     finally:
         process.terminate()
         process.wait(60)
-    assert "comparison-mini" in names
-    assert f"http://127.0.0.1:{port}" in (tmp_path / "ui.log").read_text()
+
+
+def test_the_ui_shows_the_study_of_the_store(store: Store, tmp_path: Path) -> None:
+    make.write_done(store.root)
+    tracking.sync(store)
+    with showing(store, tmp_path) as (address, names):
+        assert "comparison-mini" in names
+    told = (tmp_path / "ui.log").read_text()
+    assert address in told and re.search(r"comparison-mini: \S+/#/experiments/1/runs\?", told)
     assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlartifacts").exists()
+
+
+ROWS = "[...document.querySelectorAll('[role=row]')]"
+NAMED = "each => each.innerText.includes('%s')"
+CELLS = """Object.fromEntries([...document.querySelectorAll('[role=gridcell]')]
+  .filter(each => each.closest('[row-id="%s"]') && each.getAttribute('col-id').includes('.`'))
+  .map(each => [each.getAttribute('col-id').split('`')[1], each.innerText.trim()]))"""
+
+
+@pytest.mark.long
+def test_a_reader_finds_rows_results_and_a_chart_of_two_ablations(
+    store: Store, tmp_path: Path
+) -> None:
+    """In a real Chromium: parents unfold, the result columns are filled, two rows are compared."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser")
+    if program is None:
+        if os.environ.get("HARNESS_REQUIRE_SYSTEM") == "1":
+            pytest.fail("chromium is not installed")
+        pytest.skip("chromium is not installed")
+    make.write_done(store.root)
+    tracking.sync(store)
+    with (
+        showing(store, tmp_path),
+        Browser(program, tmp_path / "profile") as page,
+    ):
+        told = (tmp_path / "ui.log").read_text()
+        page.resize(1700, 1000)
+        page.call("Page.navigate", url=re.findall(r"comparison-mini: (\S+)", told)[0])
+        page.wait(f"{ROWS}.some({NAMED % 'milan-depth-4-s0'})")
+        page.run("document.querySelector('[aria-label=Close]')?.click()")  # the assistant's panel
+        names = page.run(f"{ROWS}.map(each => each.innerText).filter(text => /-s0/.test(text))")
+        assert len(names) == 2  # rows are parents; the stages are inside them
+        row = page.run(f"{ROWS}.find({NAMED % 'milan-s0'}).getAttribute('row-id')")
+        page.wait(f"({CELLS % row})['lin/top1'] === '61.5'")
+        assert page.run(f"({CELLS % row})['cost/seconds']") == "20"
+
+        page.run(f"{ROWS}.find({NAMED % 'milan-s0'}).querySelector('button').click()")
+        page.wait(f"{ROWS}.some({NAMED % make.KEYS['linear']})")
+        children = page.run(f"{ROWS}.map(each => each.innerText).join(' ')")
+        assert all(make.KEYS[each] in children for each in ("teacher", "pretrain", "linear"))
+        page.run(f"{ROWS}.find({NAMED % 'milan-s0'}).querySelector('button').click()")
+        page.wait(f"!{ROWS}.some({NAMED % make.KEYS['linear']})")
+
+        page.run(
+            f"{ROWS}.filter({NAMED % '-s0'}).forEach(each => each.querySelector('input').click())"
+        )
+        compare = (
+            "[...document.querySelectorAll('button')].find(e => e.innerText.trim() == 'Compare')"
+        )
+        page.wait(f"{compare} !== undefined")
+        page.run(f"{compare}.click()")
+        page.wait("document.querySelector('.js-plotly-plot svg') !== null")
+        text = page.run("document.body.innerText")
+        assert "Comparing 2 Runs" in text and "decoder.depth" in text
+        page.screenshot(tmp_path / "compared.png")
+        assert (tmp_path / "compared.png").stat().st_size > 20_000
