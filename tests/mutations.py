@@ -36,7 +36,7 @@ INTRUDERS = st.one_of(
     st.lists(st.integers(0, 2), max_size=3),
     st.dictionaries(st.text(max_size=4), st.integers(0, 2), max_size=2),
     st.sampled_from([{"type": "ViT"}, {"type": []}, {"type": "Nothing"}, {"": 1}, [[[]]]]),
-    st.integers(90, 600).map(lambda depth: _nested(depth)),
+    st.integers(90, 150).map(lambda depth: _nested(depth)),
 )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from harness.stage import KINDS
+from harness.stage import EVALUATIONS
 from harness.store import read_table
 from methods.errors import InputError
 from methods.values import did_you_mean
@@ -42,9 +42,10 @@ def read_plan(path: Path) -> dict[str, Any] | None:
         check(row, ROW, f"{path}.rows.{number}")
         words(row["stages"], f"{path}.rows.{number}.stages")
         for name in row["stages"]:
-            if name.partition("@")[0] not in KINDS:
-                hint = did_you_mean(name, KINDS)
-                raise InputError(f"{path}.rows.{number}.stages.{name}: no such kind{hint}")
+            kind, milestone, _ = name.partition("@")
+            if milestone and kind not in EVALUATIONS:
+                hint = did_you_mean(kind, EVALUATIONS)
+                raise InputError(f"{path}.rows.{number}.stages.{name}: no evaluation{hint}")
     seen: set[str] = set()
     for key, stage in plan["stages"].items():
         check(stage, STAGE, f"{path}.stages.{key}")
