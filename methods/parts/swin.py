@@ -88,7 +88,7 @@ class Swin(Encoder):
     def describe(self) -> str:
         third = self.depths[2] if len(self.depths) == 4 and self.depths[::3] == (2, 2) else 0
         size = _SIZES.get((self.embedding, third), f"{self.depth}x{self.embedding}")
-        return f"Swin-{size}/{self.patch}"
+        return f"Swin-{size}"
 
     def build(self) -> Student:
         from methods.networks.swin import StudentSwin

@@ -40,8 +40,8 @@ def test_sizes_are_swin_bs() -> None:
         assert sum(each.numel() for each in student.model.parameters()) == count
         assert sum(each.numel() for each in student.parameters()) == count + 128
         assert (value.state_size.trained, value.state_size.exported) == (count + 128, count)
-    assert (Swin().describe(), Swin().grid, Swin().width) == ("Swin-B/32", (7, 7), 1024)
-    assert TINY.describe() == "Swin-5x8/16"
+    assert (Swin().describe(), Swin().grid, Swin().width) == ("Swin-B", (7, 7), 1024)
+    assert TINY.describe() == "Swin-5x8"
 
 
 def test_simmims_swin_is_the_published_one() -> None:
