@@ -109,6 +109,8 @@ def _config(package: Any, name: str) -> Any:
         model.target_generator.tokenizer_path = ""
     if name in ("beitv2", "cae"):
         model.target_generator.pop("init_cfg")
+    if name == "cae":
+        model.neck.mask_tokens_num = 98
     if name == "simmim":
         model.backbone = {
             "type": _registered_featmap(),
