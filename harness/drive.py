@@ -135,7 +135,7 @@ def _settled(
 def stages_behind(plan: Plan) -> dict[str, int]:
     """By key, the length of the longest chain of stages that need the stage."""
     behind = dict.fromkeys(plan.stages, 0)
-    for key, stage in reversed(plan.stages.items()):
+    for key, stage in reversed(list(plan.stages.items())):
         for needed in stage.needs.values():
             behind[needed.key] = max(behind[needed.key], behind[key] + 1)
     return behind
