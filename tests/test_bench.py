@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -244,3 +245,18 @@ def test_the_command_prints_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixt
     (printed,) = json.loads(capsys.readouterr().out)
     assert [printed] == read(tmp_path) and printed["precision"] == "fp32"
     assert printed["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.long
+def test_mmpretrain_takes_its_turn() -> None:
+    """Where it is installed: on equal encoders, with as many FLOPs but for a few per cent."""
+    if importlib.util.find_spec("mmpretrain") is None:
+        pytest.skip("onedl-mmpretrain is not installed")
+    (subject,) = subjects(["mae"], load_scale("paper"), "fp32", 1)
+    found = row(subject, Setting("cpu", batch=1, steps=1, peer="mmpretrain", busy=True))
+    peer = found["peer"]
+    assert peer["precision"] == "fp32" and peer["ratio"] > 0
+    assert 0.9 < found["gflop_per_image"] / peer["gflop_per_image"] <= 1
+    (small,) = subjects(["mae"], TINY, "fp32", 1)
+    with pytest.raises(InputError, match="ViT-B/16"):
+        row(small, Setting("cpu", batch=1, steps=1, peer="mmpretrain"))
