@@ -10,6 +10,7 @@ from methods.networks.encoders import initialised
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
 from methods.pretrain import Pretraining
+from methods.errors import InputError
 from methods.teachers.clip import ClipTraining, ReleasedClip
 from methods.teachers.clip_network import CLIP_MEAN, CLIP_STD, FrozenClip, build_clip
 from methods.teachers.dalle import DvaeTraining, ReleasedDalle
@@ -28,8 +29,8 @@ PROJECTED = 512
 def untrained(task: Teacher | Tokenizer | Pretraining, projected: int = PROJECTED) -> nn.Module:
     """What `task` would leave, drawn from torch's global generator.
 
-    `projected`: channels of the teacher that a VQ-KD tokenizer learns from. Raises TypeError for a
-    task that is not known here.
+    `projected`: channels of the teacher that a VQ-KD tokenizer learns from. Raises InputError for
+    a task that is not known here.
     """
     if isinstance(task, ClipTraining):
         return _clip(task.model)
@@ -76,4 +77,4 @@ def _tokenizer(task: Any, projected: int) -> nn.Module:
         return DalleEncoder(**task.network)
     if isinstance(task, ReleasedDalle):
         return DalleEncoder(task.image, hidden=256, blocks=2, codes=task.size)
-    raise TypeError(f"no untrained network is known for {type(task).__name__}")
+    raise InputError(f"bench: no untrained network is known for {type(task).__name__}")
