@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from harness.report.planned import read_plan
-from harness.store import Outcome, Store, read_table
+from harness.store import Store, read_table
 from methods.engine.work import read_alarms, read_line
 from methods.errors import InputError
-from methods.values import did_you_mean, to_plain
+from methods.values import did_you_mean
 
 MISSING: Mapping[str, Any] = {"state": "missing"}
 
@@ -80,7 +80,8 @@ class StoreSource:
             return MISSING
         found = self.store.outcome(folder)
         if found is not None:
-            return {**to_plain(found, declared=Outcome), "state": found.status}
+            lists = {"alarms": list(found.alarms), "notes": list(found.notes)}
+            return {**vars(found), **lists, "state": found.status}
         return {"state": self._state(key), "alarms": read_alarms(folder)}
 
     def stage(self, key: str) -> Mapping[str, Any]:

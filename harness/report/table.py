@@ -69,6 +69,8 @@ def clean(text: str) -> str:
     Names come from files that others may have written; an escape sequence must not reach a
     terminal, and a line break must not end a table's row.
     """
+    if isinstance(text, str) and text.isascii() and text.isprintable():  # nearly every one
+        return " ".join(text.split())
     words = "".join(" " if char.isspace() else char for char in str(text))
     kept = "".join(char for char in words if unicodedata.category(char) not in ("Cc", "Cf", "Cs"))
     return " ".join(kept.split())
