@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import nn
 
+from methods.errors import InputError
 from methods.networks.encoders import initialised
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
 from methods.pretrain import Pretraining
-from methods.errors import InputError
 from methods.teachers.clip import ClipTraining, ReleasedClip
 from methods.teachers.clip_network import CLIP_MEAN, CLIP_STD, FrozenClip, build_clip
 from methods.teachers.dalle import DvaeTraining, ReleasedDalle
