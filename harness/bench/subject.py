@@ -103,7 +103,7 @@ def _method(stage: Stage, batch: int, precision: str | None) -> Subject:
 
 def _projected(stage: Stage) -> int:
     """Channels of the teacher that a tokenizer learns from, where it has one."""
-    teacher = stage.needs.get("clip")
+    teacher = next(iter(stage.needs.values()), None)
     return int(getattr(teacher.task, "widths", {}).get("projected", 512)) if teacher else 512
 
 
@@ -117,7 +117,7 @@ def _tokenizer(stage: Stage, batch: int, precision: str | None) -> Subject:
     short = dataclasses.replace(task, optimisation=optimisation)
 
     def build() -> Trainable:
-        teacher: Any = untrained(stage.needs["clip"].task)
+        teacher: Any = untrained(stage.needs[task.teacher].task)
         return VqkdTrainable(short, teacher, ENDLESS * batch)
 
     def sample(size: int) -> dict[str, torch.Tensor]:

@@ -213,11 +213,13 @@ def test_the_teachers_of_the_paper_scale() -> None:
     study = load_study("maskdistill-teachers")
     plan = make_plan(study, load_scale("paper"))
     tasks = {stage.label: stage.task for stage in plan.stages.values() if stage.kind == "teacher"}
-    assert set(tasks) == {"clip", "dino", "mae", "beitv2"}
+    assert set(tasks) == {"clip", "clip-l14", "dino", "mae", "beitv2"}
     for row in plan.rows:
         frozen = {role: stage.task for role, stage in row.stages["pretrain"].needs.items()}
-        assert count_parameters(row.value, frozen) == 86_256_720  # all targets have 768 channels
-    with pytest.raises(InputError, match="scale mini has no teacher 'dino'"):
+        width = 1024 if row.variant == "CLIP-L14" else 768
+        assert count_parameters(row.value, frozen) == 85_666_128 + 769 * width
+        assert all(task.grid == (14, 14) for task in frozen.values())
+    with pytest.raises(InputError, match="scale mini has no teacher 'clip-l14'"):
         make_plan(study, load_scale("mini"))
 
 
