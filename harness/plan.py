@@ -13,7 +13,7 @@ from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow, evaluations
 from methods.errors import InputError
 from methods.pretrain import ImportedEncoder, Pretraining
 from methods.teachers import PretrainedEncoder
-from methods.values import by_type, did_you_mean, refuse_deep, to_plain, with_fields
+from methods.values import by_type, did_you_mean, inputs_of, refuse_deep, to_plain, with_fields
 
 FROZEN = ("teacher", "tokenizer")
 SET_KINDS = ("pretrain", *FROZEN, *EVALUATIONS)
@@ -218,13 +218,18 @@ class _Builder:
         if role not in known:
             hint = did_you_mean(role, known)
             raise InputError(f"{where}: scale {self.scale.name} has no teacher {role!r}{hint}")
+        if role in self.above:
+            told = " is taught by ".join((*self.above, role))
+            raise InputError(f"scale {self.scale.name}, {kind}s.{role}: {told}")
         task = _with_threads(known[role], self.scale.threads)
         task = with_fields(task, changes_for(kind, changed), where)
+        self.above.append(role)
         if isinstance(task, PretrainedEncoder):
             stage = self.pretrained(role, task, changed)
         else:
             needs = {each: self.frozen_stage(each, changed, where) for each in task.needs}
             stage = Stage(kind, role, task, needs)
+        self.above.pop()
         return self.frozen.setdefault(stage.key, stage)
 
     def pretrained(
@@ -232,13 +237,11 @@ class _Builder:
     ) -> Stage:
         """The pretraining that stands for a teacher; of a row's changes it knows its teachers'."""
         where = f"scale {self.scale.name}, teachers.{role}"
-        if role in self.above:
-            raise InputError(f"{where}: {' is taught by '.join((*self.above, role))}")
+        with inputs_of(where):
+            methods.get(teacher.method)
         below = {path: plain for path, plain in changed.items() if path.split(".")[0] in FROZEN}
         task = self.pretraining(teacher.method, teacher.seed, {}, where)
-        self.above.append(role)
         needs = {each: self.frozen_stage(each, below, where) for each in task.method.needs}
-        self.above.pop()
         return Stage("pretrain", f"{teacher.method}-s{teacher.seed}", task, needs)
 
 

@@ -325,3 +325,18 @@ def test_a_value_that_a_check_divides_by_is_named(tmp_path: Path) -> None:
     path.write_text('base = "tiny"\n[teachers.clip]\npatch = 0\n')
     with pytest.raises(InputError, match="mine.toml.teachers.clip: .*zero"):
         load_scale(str(path))
+
+
+@pytest.mark.parametrize(
+    ("scale", "told"),
+    [
+        ('[tokenizers.clip]\ntype = "VqkdTraining"', "tokenizers.clip: clip is taught by clip"),
+        ('[teachers.clip]\ntype = "PretrainedEncoder"\nmethod = "milan"', "clip is taught by clip"),
+        ('[teachers.clip]\ntype = "PretrainedEncoder"\nmethod = "x"', "teachers.clip: no method"),
+    ],
+)
+def test_a_teacher_cannot_be_its_own(scale: str, told: str, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'base = "tiny"\n{scale}\n')
+    with pytest.raises(InputError, match=f"scale mine, .*{told}"):
+        make_plan(load_study("comparison"), load_scale(str(path)))
