@@ -65,7 +65,10 @@ class LocalRun:
         with self.store.lock():
             decisions = self.look()
             running = sum(key in self.mine for key, each in decisions.items() if each.job)
-            waiting = sorted(ready(decisions), key=lambda each: -self.behind[each.stage.key])
+            # Of equals the last: a study names its dearest evaluation last, and what ends alone at
+            # the end should be short.
+            last = reversed(list(ready(decisions)))
+            waiting = sorted(last, key=lambda each: -self.behind[each.stage.key])
             for decision in waiting[: max(0, self.jobs - running)]:
                 self.submit(decision)
             return self.look() if running < self.jobs else decisions
