@@ -48,13 +48,20 @@ def measured(rows: Sequence[Row]) -> str:
             *(f"{row['seconds'][part]:.3g}" for part in PARTS),
             f"{row['gflop_per_image']:.3g}",
             f"{row['fraction_of_products']:.2f}",
-            f"{row['peak_bytes'] / 1e9:.3g}",
-            f"{row['largest_batch']['batch']} ({row['largest_batch']['how'].split()[0]})",
+            *_memory(row),
         ]
         for row in rows
     ]
     where = "; ".join(dict.fromkeys(_machine(row) for row in rows))
     return f"{_table(columns, lines)}\n\n{NOTE.format(**rows[0])}; {where}"
+
+
+def _memory(row: Row) -> tuple[str, str]:
+    """Tensors alive in gigabytes and the largest batch, where both were counted."""
+    fits = row["largest_batch"]
+    if row["peak_bytes"] is None:
+        return "-", str(fits["how"])
+    return f"{row['peak_bytes'] / 1e9:.3g}", f"{fits['batch']} ({fits['how'].split()[0]})"
 
 
 def _machine(row: Row) -> str:
