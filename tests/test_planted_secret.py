@@ -1,7 +1,7 @@
 """Secrets in the environment of a whole study reach no file of its store, no page and no output.
 
 The tiny comparison that the tests share was run with passwords, tokens and keys in its environment
-(tests/command_line.py): stages, logs, submitted jobs, the MLflow database and its files are searched.
+(tests/command_line.py): stages, logs, submitted jobs, and MLflow's database and files are searched.
 """
 
 from __future__ import annotations

@@ -118,7 +118,7 @@ class Work:
         aside = self.metrics.with_name(".metrics.jsonl.new")
         aside.write_text(kept, encoding="utf-8")
         os.replace(aside, self.metrics)
-        return max(0, last - step)
+        return int(max(0, last - step))
 
 
 def read_line(line: str | bytes) -> dict[str, float] | None:
