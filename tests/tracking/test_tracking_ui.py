@@ -57,7 +57,7 @@ def showing(store: Store, folder: Path) -> Iterator[tuple[str, list[str]]]:
         return True
 
     try:
-        wait_for(shown, "harness ui")
+        wait_for(shown, "harness ui", 600)
         yield f"http://127.0.0.1:{port}", names
     finally:
         process.terminate()
