@@ -102,7 +102,7 @@ def test_what_does_not_fit_leaves_nothing(official: Official, tmp_path: Path) ->
     )
     assert done.returncode == 2 and "no Beit from pretraining" in done.stderr
     done = harness("import", "nowhere", "--method", "mae", cwd=tmp_path, check=False)
-    assert done.returncode == 2 and "nowhere cannot be read" in done.stderr
+    assert done.returncode == 2 and "'nowhere' cannot be read" in done.stderr
 
 
 def test_a_row_with_weights_is_known_by_their_content(official: Official, tmp_path: Path) -> None:

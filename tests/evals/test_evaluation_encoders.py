@@ -137,7 +137,7 @@ def test_broken_files_and_other_statistics_are_refused(exported: Export) -> None
     with pytest.raises(StageError, match="cannot be read"):
         found(folder)
     (folder / "encoder.json").write_text(json.dumps({"model": "x"}))
-    with pytest.raises(StageError, match="not an encoder's description"):
+    with pytest.raises(StageError, match="encoder.json.arguments: missing"):
         found(folder)
 
 
