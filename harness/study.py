@@ -227,8 +227,8 @@ def _scale_table(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise InputError(f"{path}: base: expected the name of a scale")
     with inputs_of(f"{path}: base"):
-        below = find_file(base, SCALES, "scale")
-    return _laid_over(_scale_table(below, (*above, path)), table)
+        below = _scale_table(find_file(base, SCALES, "scale"), (*above, path))
+    return _laid_over(below, table)
 
 
 def _laid_over(below: Any, above: Any) -> Any:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from harness.claim import Claim
 from harness.stage import EVALUATIONS
 from harness.store import read_table
 from methods.errors import InputError
-from methods.values import did_you_mean
+from methods.values import did_you_mean, from_plain
 
 # The fields of each table, and what they hold; a field of OPTIONAL may be missing.
 STUDY = {"name": str, "scale": str, "title": str, "note": str, "claims": list}
@@ -38,6 +39,8 @@ def read_plan(path: Path) -> dict[str, Any] | None:
         return None
     check(plan, {"study": dict, "rows": list, "stages": dict}, str(path))
     check(plan["study"], STUDY, f"{path}.study")
+    for number, claim in enumerate(plan["study"].get("claims", [])):
+        from_plain(Claim, claim, f"{path}.study.claims.{number}")
     for number, row in enumerate(plan["rows"]):
         check(row, ROW, f"{path}.rows.{number}")
         words(row["stages"], f"{path}.rows.{number}.stages")
