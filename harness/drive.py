@@ -87,8 +87,7 @@ class LocalRun:
         """Opens an attempt, starts it and records its job."""
         stage = decision.stage
         about = about_stage(self.plan, stage, self.provenance)
-        job = {**self.job(stage.kind), "folder": str(decision.folder)}
-        attempt = open_attempt(self.store, decision, about, job, code=self.code)
+        attempt = open_attempt(self.store, decision, about, self.job(stage.kind), code=self.code)
         self.mine[stage.key] = attempt
         self.tried.add(stage.key)
         self.retry.discard(stage.key)

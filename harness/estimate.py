@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from harness.bench.projection import GPUS, Step, project
-from harness.bench.table import read
+from harness.bench.table import Row, read
 from harness.cluster import Resources
 from harness.stage import Stage
 
@@ -42,9 +43,15 @@ def _counted(stage: Stage, folder: Path) -> Step | None:
         name, encoder = "vqkd", f"{task.depth}x{task.width}/{task.patch}"
     else:
         return None
-    for row in read(folder) if folder.is_dir() else []:
+    for row in _rows(folder):
         counts = row.get("counts", {})
         same = (row.get("name"), row.get("encoder")) == (name, encoder)
         if same and set(counts) == {each.name for each in fields(Step)}:
             return Step(**counts)
     return None
+
+
+@functools.cache
+def _rows(folder: Path) -> list[Row]:
+    """What the bench has kept: read once, however many stages ask."""
+    return read(folder) if folder.is_dir() else []

@@ -7,6 +7,7 @@ from typing import Any
 
 import methods
 from harness.plan import Row, make_plan
+from harness.report.markup import markdown_table
 from harness.study import Scale, Study
 from methods.errors import InputError
 from methods.values import did_you_mean
@@ -31,9 +32,7 @@ def overview(scale: Scale, form: str, schedule: str = "") -> str:
     rows = [_row(row) for row in plan.rows]
     if form == "json":
         return json.dumps(rows, indent=1)
-    lines = ["| " + " | ".join(COLUMNS) + " |", "|" + "---|" * len(COLUMNS)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in COLUMNS) + " |" for row in rows]
-    return "\n".join(lines)
+    return markdown_table(COLUMNS, [[_cell(row[name]) for name in COLUMNS] for row in rows])
 
 
 def _cell(value: Any) -> str:

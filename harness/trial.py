@@ -43,7 +43,7 @@ def smoke(cluster: Cluster, backend: Backend, root: Path, data: Path, wait: floa
     stage = Stage("smoke", "check", Smoke(secrets.token_hex(5)))
     folder = store.add(stage, {})
     job = {**cluster.job("smoke"), "host": provenance.host(), "data": str(data.resolve())}
-    attempt = store.begin_attempt(folder, {**job, "folder": str(folder)})
+    attempt = store.begin_attempt(folder, job)
     try:
         sent = Attempt(attempt, folder, "smoke", stage.path, code=snapshot(root))
         number = backend.submit(sent)

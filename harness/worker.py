@@ -13,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -210,22 +211,20 @@ def _job(path: Path) -> tuple[dict[str, Any], Layout, str]:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InputError(f"{path}.checkpoint_seconds: expected a number, found {seconds!r}")
     fields = ("loader_workers", "device_batch", "threads", "device")
-    from_plain(Layout, {name: job[name] for name in fields if name in job}, str(path))
-    return {**job, "checkpoint_seconds": float(seconds)}, *_layout(job)
+    alone = from_plain(Layout, {name: job[name] for name in fields if name in job}, str(path))
+    return {**job, "checkpoint_seconds": float(seconds)}, *_layout(job, alone)
 
 
-def _layout(job: dict[str, Any]) -> tuple[Layout, str]:
+def _layout(job: dict[str, Any], alone: Layout) -> tuple[Layout, str]:
     """Where this process stands among the job's, and the job's name for people."""
-    fields = ("loader_workers", "device_batch", "threads", "device")
-    options = {name: job[name] for name in fields if name in job}
     if job.get("backend") != "slurm":
-        return Layout(**options), f"pid {os.getpid()}"
+        return alone, f"pid {os.getpid()}"
     from harness.backends import slurm_job
 
     rank, world, local = slurm_job.layout()
     if world > 1:
         slurm_job.rendezvous()
-    return Layout(rank=rank, world=world, local_rank=local, **options), slurm_job.owner()
+    return replace(alone, rank=rank, world=world, local_rank=local), slurm_job.owner()
 
 
 def _run(store: Store, work: Work) -> dict[str, float]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.report.markup import markdown_table
 from methods.errors import InputError
 
 Row = Mapping[str, Any]
@@ -22,12 +23,6 @@ def render(rows: Sequence[Row], form: str) -> str:
     tables += [made(rows) for made, name in ((peers, "peer"), (projected, "projections"))
                if any(row.get(name) for row in rows)]  # fmt: skip
     return "\n\n".join(tables)
-
-
-def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines)
 
 
 def _title(row: Row) -> list[str]:
@@ -53,7 +48,7 @@ def measured(rows: Sequence[Row]) -> str:
         for row in rows
     ]
     where = "; ".join(dict.fromkeys(_machine(row) for row in rows))
-    return f"{_table(columns, lines)}\n\n{NOTE.format(**rows[0])}; {where}"
+    return f"{markdown_table(columns, lines)}\n\n{NOTE.format(**rows[0])}; {where}"
 
 
 def _memory(row: Row) -> tuple[str, str]:
@@ -84,7 +79,7 @@ def counted(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    return _table(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def peers(rows: Sequence[Row]) -> str:
@@ -107,7 +102,7 @@ def peers(rows: Sequence[Row]) -> str:
         for row in rows
         if (peer := row.get("peer"))
     ]
-    return _table(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def projected(rows: Sequence[Row]) -> str:
@@ -134,7 +129,7 @@ def projected(rows: Sequence[Row]) -> str:
                     f"{each['gpu_hours']:.0f}",
                 ]
             )
-    return _table(columns, lines)
+    return markdown_table(columns, lines)
 
 
 def write(folder: Path, row: Row) -> Path:

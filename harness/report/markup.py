@@ -1,8 +1,8 @@
-"""HTML and SVG elements; every text is escaped, because names come from files of others."""
+"""HTML and SVG elements, in which every text is escaped since names come from files of others."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
@@ -51,3 +51,9 @@ def _child(child: Any) -> str:
 def _text(value: Any) -> str:
     """Coordinates need no more than a hundredth of a pixel."""
     return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table as it stands, neither escaped nor padded."""
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])

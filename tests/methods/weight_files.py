@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from hypothesis import strategies as st
+from namespace import Namespace
 from safetensors.torch import save_file
 from tiny_methods import tiny
 from torch import Tensor, nn
@@ -41,19 +42,6 @@ CLIP: dict[str, Any] = {
     "text_cfg": {"context_length": 4, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1},
     "quick_gelu": True,
 }
-
-
-class Namespace(nn.Module):
-    """Modules and buffers in the nesting of their dotted names: what torch.jit.save archives."""
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        first, _, rest = name.partition(".")
-        if not rest:
-            self.register_buffer(first, tensor)
-            return
-        if not hasattr(self, first):
-            self.add_module(first, Namespace())
-        getattr(self, first).add(rest, tensor)
 
 
 def encoder_state(name: str) -> State:

@@ -33,8 +33,12 @@ def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
 @pytest.fixture
 def page(browser: Browser, small: Path, tmp_path: Path) -> Browser:
     """The report of the small study on a desktop's screen."""
-    path = tmp_path / "report.html"
-    path.write_text(render(StoreSource(small), format="html"), encoding="utf-8")
+    return opened(browser, small, tmp_path / "report.html")
+
+
+def opened(browser: Browser, store: Path, path: Path) -> Browser:
+    """The browser with the store's report, written to `path`, on a desktop's screen."""
+    path.write_text(render(StoreSource(store), format="html"), encoding="utf-8")
     browser.media()
     browser.resize(1400, 1000)
     browser.events.clear()
@@ -133,13 +137,7 @@ def test_print_leaves_out_what_paper_cannot_do(page: Browser) -> None:
 @pytest.fixture
 def gallery(browser: Browser, drawn: Path, tmp_path: Path) -> Browser:
     """A report with pictures of three rows, three strips of four images each."""
-    path = tmp_path / "report.html"
-    path.write_text(render(StoreSource(drawn), format="html"), encoding="utf-8")
-    browser.media()
-    browser.resize(1400, 1000)
-    browser.events.clear()
-    browser.open(path)
-    return browser
+    return opened(browser, drawn, tmp_path / "report.html")
 
 
 PICTURES = "[...document.querySelectorAll('#pictures img')]"

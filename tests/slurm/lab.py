@@ -15,7 +15,7 @@ from typing import Any
 from cluster import Cluster as DevCluster
 from counting import HOLD_AT
 
-from harness.backends import BackendUnavailable, JobState
+from harness.backends import BackendRefused, BackendUnavailable, JobState
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import Cluster
 from harness.plan import Plan, Row
@@ -118,6 +118,14 @@ class Lab:
 
     def all_done(self) -> bool:
         return all(self.done(name) for name in self.stages)
+
+    def runs_out(self) -> bool:
+        """Whether all is done after one more `harness run`, which a limit may refuse."""
+        try:
+            self.run()
+        except BackendRefused:
+            return False
+        return self.all_done()
 
     def steps(self, name: str) -> list[int]:
         """The numbers of the steps in metrics.jsonl."""

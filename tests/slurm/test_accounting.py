@@ -74,14 +74,7 @@ def test_a_limit_of_the_account_holds_back_the_rest_for_the_next_run(lab: Lab) -
     for name in lab.stages:
         lab.release(name)
 
-    def done() -> bool:
-        try:
-            lab.run()
-        except BackendRefused:
-            return False
-        return lab.all_done()
-
-    until(done, "all stages done")
+    until(lab.runs_out, "all stages done")
     lab.assert_counted_once()
     assert [len(lab.store.attempts(lab.folder(name))) for name in lab.stages] == [1] * 4
     ended = lab.slurm.call("sacct", "-n", "-X", "-P", "-o", "JobName,State").stdout

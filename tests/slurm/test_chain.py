@@ -105,14 +105,7 @@ def test_max_submitted_holds_back_the_rest_for_the_next_run(make_lab: MakeLab) -
         lab.run()
     assert len(lab.store.attempts(lab.folder("c"))) == 0
 
-    def done() -> bool:
-        try:
-            lab.run()
-        except BackendRefused:
-            return False
-        return lab.all_done()
-
-    until(done, "the chain is done")
+    until(lab.runs_out, "the chain is done")
     lab.assert_counted_once()
 
 

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from namespace import Namespace
 from open_clip.transformer import QuickGELU
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.engine.work import Work
 from methods.errors import StageError
@@ -36,21 +37,6 @@ MODEL: dict[str, Any] = {
     "text_cfg": {"context_length": 4, "vocab_size": 10, "width": 64, "heads": 1, "layers": 1},
     "quick_gelu": True,
 }
-
-
-class Namespace(nn.Module):
-    """Modules and parameters in the nesting of their dotted names: what torch.jit.save archives."""
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        first, _, rest = name.partition(".")
-        if not rest:
-            self.register_buffer(first, tensor)
-            return
-        if not hasattr(self, first):
-            self.add_module(first, Namespace())
-        child = getattr(self, first)
-        assert isinstance(child, Namespace)
-        child.add(rest, tensor)
 
 
 @pytest.fixture(scope="module")
