@@ -84,15 +84,22 @@ def serve() -> None:
         request = json.loads(line)
         importlib.import_module(IMPORTS.get(request["kind"], "torch"))
         gc.freeze()  # what was imported is not walked again, and its memory stays shared
+        reading, writing = os.pipe()
         pid = os.fork()
         if pid == 0:
-            _run(Path(request["folder"]))
+            _run(Path(request["folder"]), writing)
             return
+        os.close(writing)
+        os.read(reading, 1)  # until it writes its log, by which the next driver knows it
+        os.close(reading)
         print(pid, flush=True)
 
 
-def _run(folder: Path) -> None:
-    """Becomes task 0 of the submitit job in `folder`, as its local controller would start it."""
+def _run(folder: Path, opened: int) -> None:
+    """Becomes task 0 of the submitit job in `folder`, as its local controller would start it.
+
+    Closes `opened` when its log is open.
+    """
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     job = str(os.getpid())
     paths = JobPaths(folder, job, 0)
@@ -100,6 +107,7 @@ def _run(folder: Path) -> None:
         os.dup2(nothing.fileno(), 0)
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
+    os.close(opened)
     os.environ.update(
         SUBMITIT_EXECUTOR="local",
         SUBMITIT_LOCAL_JOB_ID=job,
