@@ -82,10 +82,10 @@ def test_frozen_networks_are_shared_by_what_they_are(scale: Scale) -> None:
     rows = {row.variant: row.stages["pretrain"].needs["vqkd"] for row in plan.rows}
     assert kinds(plan)["tokenizer"] == 5 and kinds(plan)["teacher"] == 2
     assert rows["layer 1"].key == rows["separate heads"].key == rows[""].key
-    assert rows["64 codes"].key != rows[""].key and rows["64 codes"].task.codes == 64
-    assert rows["64 codes"].needs["clip"].key == rows[""].needs["clip"].key
+    assert rows["256 codes"].key != rows[""].key and rows["256 codes"].task.codes == 256
+    assert rows["256 codes"].needs["clip"].key == rows[""].needs["clip"].key
     assert rows["SLIP"].needs["clip"].key != rows[""].needs["clip"].key
-    assert plan.stages[rows["64 codes"].key].name.startswith("vqkd-")
+    assert plan.stages[rows["256 codes"].key].name.startswith("vqkd-")
     # The same teacher by another name is the same stage.
     slip = StudyRow("milan", "SLIP", {"objectives.0.target.teacher": "slip"})
     study = dataclasses.replace(load_study("beitv2"), rows=(*load_study("beitv2").rows, slip))
