@@ -11,6 +11,7 @@ from harness.launch import run_command as run_command
 from harness.launch import told, watch
 from harness.request import backend_of, known_jobs, shown_cluster, shown_plan
 from harness.run import decide, live_jobs, retry_keys
+from harness.spent import spent
 from harness.store import Store
 from harness.study import load_scale
 from harness.view import line, log_of, table
@@ -30,6 +31,8 @@ def status_command(options: argparse.Namespace) -> int:
         Console().print(table(decisions))
     else:
         print("\n".join(line(decision) for decision in decisions.values()))
+    for text in spent(decisions.values()):
+        print(text)
     told(decisions)
     return 0
 

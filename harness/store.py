@@ -39,7 +39,7 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("seconds", "images", "gflops"):
+        for name in ("seconds", "images", "images_per_second", "gflops"):
             if isinstance(self.cost.get(name, 0), str):
                 raise ValueError(f"cost.{name}: expected a number, not {self.cost[name]!r}")
 

@@ -8,7 +8,8 @@ import pytest
 
 from harness.backends import JobState
 from harness.run import Decision, failures
-from harness.store import write_json
+from harness.spent import spent
+from harness.store import Outcome, write_json
 from harness.view import line, row, seconds_left
 
 
@@ -54,3 +55,28 @@ def test_only_failures_of_its_own_count_as_tries(tmp_path: Path) -> None:
     assert failures(tmp_path) == 2
     write_json(tmp_path / "outcome.json", {"status": "done"})
     assert failures(tmp_path) == 2
+
+
+def finished(kind: str, **cost: float) -> Decision:
+    outcome = Outcome(status="done", cost=cost)
+    return Decision(SimpleNamespace(kind=kind), Path(), "done", "", outcome=outcome)  # type: ignore[arg-type]
+
+
+def test_where_the_time_went_tells_training_from_the_rest() -> None:
+    trained = {"images": 900.0, "images_per_second": 10.0}
+    told = spent(
+        [
+            finished("linear", seconds=120.0, **trained),
+            finished("pretrain", seconds=100.0, **trained),
+            finished("linear", seconds=180.0, **trained),
+            finished("knn", seconds=20.0),
+            running(Path(), JobState("running", "12")),
+        ]
+    )
+    assert [" ".join(text.split()) for text in told] == [
+        "pretrain 1 stage 1m40s 90% of it training",
+        "linear 2 stages 5m00s 60% of it training",
+        "knn 1 stage 20s 0% of it training",
+        "together 4 stages 7m00s 64% of it training",
+    ]
+    assert spent([running(Path(), JobState("running", "12"))]) == []
