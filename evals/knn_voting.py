@@ -24,7 +24,7 @@ SIMILARITIES = 2**28
 def run(task: NearestNeighbours, work: Work) -> dict[str, float]:
     """The accuracy of a vote among the nearest training images."""
     device = setup(work.layout)
-    extract, _ = frozen_features(task, work, device)
+    extract = frozen_features(task, work, device)
     bank, bank_labels = _collect(task, work, "train", extract, device)
     queries, labels = (gather(part) for part in _collect(task, work, "validation", extract, device))
     classes = len(task.data.classes)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.accuracy import accuracies, evaluation_batch
-from evals.encoders import build_frozen, check_views, features, source
+from evals.encoders import Timm, build_frozen, check_views, features, source
 from evals.linear import LinearProbe
 from methods.data.augment import ToSample
 from methods.data.mixing import normalise, to_float
@@ -103,7 +103,8 @@ class Probing:
 
     def __init__(self, heads: Heads, frozen: Frozen, rates: Sequence[float], decay: float) -> None:
         self.module: nn.Module = heads
-        self._heads, self._frozen, self._rates, self._decay = heads, frozen, rates, decay
+        self.frozen = {"encoder": frozen}
+        self._heads, self._rates, self._decay = heads, rates, decay
 
     def groups(self) -> list[dict[str, Any]]:
         """A group for each head's weight and bias, at its rate."""
@@ -116,7 +117,8 @@ class Probing:
 
     def prepare(self, step: int, micros: list[Micro]) -> list[Micro]:
         """Adds "features" (b,D): normalised by the statistics of the global batch."""
-        parts = self._heads.norm.over_batch([self._frozen(micro["image"]) for micro in micros])
+        extract = self.frozen["encoder"]
+        parts = self._heads.norm.over_batch([extract(micro["image"]) for micro in micros])
         return [
             {"features": part, "label": micro["label"], "index": micro["index"]}
             for micro, part in zip(micros, parts, strict=True)
@@ -146,35 +148,47 @@ class EveryNth:
         return self._whole[index * self._n]
 
 
-def frozen_features(task: Any, work: Work, device: torch.device) -> tuple[Frozen, int]:
-    """The feature extractor of a task with pooling, layer, milestone and statistics; its width."""
-    statistics = task.validation.statistics
-    found = source(work, task.encoder, task.seed, statistics, task.milestone)
-    check_views(found, task)
-    encoder = build_frozen(found, device)
+class Features(nn.Module):
+    """A frozen encoder with the pooling, layer and statistics of a task that reads features."""
+
+    def __init__(self, encoder: Timm, task: Any) -> None:
+        super().__init__()
+        self.encoder, self._task = encoder, task
+        self.width = int(encoder.num_features)
 
     @torch.no_grad()
-    def extract(images: Tensor) -> Tensor:
-        pixels = normalise(to_float(images), statistics)
-        return features(encoder, pixels, task.pooling, task.layer)
+    def forward(self, images: Tensor) -> Tensor:
+        """Images uint8 (B,3,H,W) to features float32 (B,D)."""
+        pixels = normalise(to_float(images), self._task.validation.statistics)
+        return features(self.encoder, pixels, self._task.pooling, self._task.layer)
 
-    return extract, int(encoder.num_features)
+
+def frozen_features(task: Any, work: Work, device: torch.device) -> Features:
+    """The features that a task with pooling, layer, milestone and statistics reads."""
+    found = source(work, task.encoder, task.seed, task.validation.statistics, task.milestone)
+    check_views(found, task)
+    return Features(build_frozen(found, device), task)
+
+
+def build_probing(task: LinearProbe, extract: Features) -> tuple[Probing, Heads]:
+    """What `fit` trains for `task`, and its heads: the published rate's, then those of `rates`."""
+    factors = (1.0, *task.rates)
+    heads = Heads(extract.width, len(task.data.classes), len(factors), task.holdout, task.seed)
+    return Probing(heads, extract, factors, task.optimisation.weight_decay), heads
 
 
 def run(task: LinearProbe, work: Work) -> dict[str, float]:
     """Train the heads, choose the best of the grid on held-out training images, and evaluate."""
     device = setup(work.layout)
-    extract, width = frozen_features(task, work, device)
+    extract = frozen_features(task, work, device)
     train = task.data.open(work.data, "train")
-    factors = (1.0, *task.rates)
-    heads = Heads(width, len(task.data.classes), len(factors), task.holdout, task.seed)
+    probing, heads = build_probing(task, extract)
     views = ToSample(task.augmentation.build())
     optimisation = task.optimisation
 
     def stream(start: int) -> Stream:
         return Stream(train, views, optimisation.batch, task.seed, work.layout, start, unit=1)
 
-    probing = Probing(heads, extract, factors, optimisation.weight_decay)
     fit(probing, optimisation, stream, work, len(train), task.seed)
     heads.to(device).eval()
     return _evaluate(task, work, heads, extract, train, device)

@@ -101,23 +101,31 @@ def check_layout(batch: int, layout: Layout) -> None:
         )
 
 
+def build_segmenting(
+    task: Segmentation, work: Work, device: torch.device
+) -> tuple[Segmenting, EncoderDecoder]:
+    """What `fit` trains for `task`, on `device`, and its segmentor."""
+    found = source(work, task.encoder, task.seed, task.statistics)
+    segmentor = build_segmentor(task, found, norm_layer(work.layout.world, work.layout.device))
+    # Channels last saves a seventh of an update on a CPU: the heads are convolutions. (The
+    # preprocessor, which holds the mean, moves to the device with its module.)
+    module = SegmentorLoss(segmentor).to(device).to(memory_format=torch.channels_last)
+    return Segmenting(module, task), segmentor
+
+
 def run(task: Segmentation, work: Work) -> dict[str, float]:
     """Train, and evaluate the last weights on the validation images."""
     device = setup(work.layout)
     optimisation, layout = task.optimisation, work.layout
     check_layout(optimisation.batch, layout)
-    found = source(work, task.encoder, task.seed, task.statistics)
-    segmentor = build_segmentor(task, found, norm_layer(layout.world, layout.device))
+    segmenting, segmentor = build_segmenting(task, work, device)
     train = open_pictures(task, work.data, "train")
     views = TrainingSample(train, task.crop)
 
     def stream(start: int) -> Stream:
         return Stream(train, views, optimisation.batch, task.seed, layout, start, unit=1)
 
-    # Channels last saves a seventh of an update on a CPU: the heads are convolutions. (The
-    # preprocessor, which holds the mean, moves to the device with its module.)
-    module = SegmentorLoss(segmentor).to(device).to(memory_format=torch.channels_last)
-    fit(Segmenting(module, task), optimisation, stream, work, len(train), task.seed)
+    fit(segmenting, optimisation, stream, work, len(train), task.seed)
     validation = open_pictures(task, work.data, "validation")
     metrics = evaluate(segmentor.to(device), validation, layout)
     if task.scales:

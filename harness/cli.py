@@ -130,13 +130,15 @@ def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     bench = commands.add_parser("bench", help="what a training step costs, part by part")
     bench.add_argument("--methods", help="comma-separated; vqkd for the tokenizer's training")
+    bench.add_argument("--evals", help="comma-separated: linear,finetune,segmentation")
     bench.add_argument("--scale", default="mini")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--batch", type=int, default=8, metavar="N", help="images a step")
     bench.add_argument("--steps", type=int, default=5, metavar="N", help="timed, after two others")
     precisions = ("fp32", "bf16")
     bench.add_argument("--precision", choices=precisions, help="default: the recipe's")
-    bench.add_argument("--peer", help="mmpretrain, where it is installed: its step in turn")
+    told = "its step in turn: mmpretrain, where it is installed; of --evals official or one-rate"
+    bench.add_argument("--peer", help=told)
     bench.add_argument("--peer-precision", choices=precisions, help="default: the same")
     told = "one thread, by the processor's time: for a machine that others use"
     bench.add_argument("--busy", action="store_true", help=told)

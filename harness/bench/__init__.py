@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from typing import Any
 
 from harness.bench.projection import GPUS
@@ -11,17 +12,19 @@ from harness.study import load_scale
 from methods.errors import InputError
 from methods.values import did_you_mean
 
-PEERS = ("mmpretrain",)
+PEERS = ("mmpretrain", "official", "one-rate")
 DEFAULT = "milan,beitv2,maskdistill,mae"
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures each method's step and prints the rows, or keeps them in `options.out`."""
     check(options)
+    from harness.bench.evaluations import evaluation_subjects
     from harness.bench.rows import Setting, machine, row
     from harness.bench.subject import subjects
 
-    names = [name.strip() for name in (options.methods or DEFAULT).split(",") if name.strip()]
+    evals = listed(options.evals or "")
+    names = listed(options.methods or ("" if evals else DEFAULT))
     scale = load_scale(options.scale)
     setting = Setting(
         device=options.device,
@@ -36,12 +39,19 @@ def run(options: argparse.Namespace) -> int:
     )
     about = machine(setting)
     rows: list[dict[str, Any]] = []
-    for subject in subjects(names, scale, setting.precision, setting.batch):
+    pretrainings = subjects(names, scale, setting.precision, setting.batch)
+    evaluations = evaluation_subjects(evals, scale, setting.precision, setting.batch)
+    for subject in itertools.chain(pretrainings, evaluations):
         rows.append({**row(subject, setting), "scale": scale.name, "machine": about})
         if options.out is not None:
             write(options.out, rows[-1])
     print(render(rows, options.format))
     return 0
+
+
+def listed(words: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in words.split(",") if name.strip()]
 
 
 def check(options: argparse.Namespace) -> None:

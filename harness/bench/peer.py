@@ -13,7 +13,11 @@ from harness.bench.measure import Clock
 from harness.bench.subject import Subject
 from methods.engine.device import autocast
 
-LOADERS = {"mmpretrain": "harness.bench.peer_mmpretrain"}
+LOADERS = {
+    "mmpretrain": "harness.bench.peer_mmpretrain",
+    "official": "harness.bench.peer_official",
+    "one-rate": "harness.bench.peer_one_rate",
+}
 
 
 class Peer:

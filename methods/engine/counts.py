@@ -35,8 +35,8 @@ OVERWRITES = ("copy_", "fill_", "zero_")
 class Counts:
     """kernels: operations that are not views. moved: bytes that those read and write which are no
     matrix products, convolutions or fused attention. peak: most bytes of tensors alive at once,
-    gradients and optimiser included, the kernels' own workspaces not. forward: the same while what
-    will be differentiated is computed, which is the peak where activations are the most of it."""
+    gradients and optimiser included, the kernels' own workspaces not. forward: the same before
+    the backward pass, which is the peak where activations are the most of it."""
 
     kernels: int = 0
     moved: int = 0
@@ -86,7 +86,7 @@ class Counter(TorchDispatchMode):
             self.counts.moved += moved(func, inputs, outputs)
         self.hold(outputs)
         self.backward = self.backward or torch._C._current_graph_task_id() != -1
-        if torch.is_grad_enabled() and not self.backward:
+        if not self.backward:
             self.counts.forward = max(self.counts.forward, self.bytes)
         return out
 
