@@ -17,7 +17,14 @@ from harness.tracking.level import Levelling
 from harness.tracking.liveness import state_from_files
 from harness.tracking.record import StageView
 from harness.tracking.runs import Runs
-from harness.tracking.server import check_uri, connect, default_uri, without_secrets, writing
+from harness.tracking.server import (
+    check_uri,
+    connect,
+    default_uri,
+    identity,
+    without_secrets,
+    writing,
+)
 from methods.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -59,6 +66,7 @@ class Mirror:
         self.uri = check_uri(uri or default_uri(store.root))
         self._state = state
         self._runs: Runs | None = None
+        self._file: tuple[int, int] | None = None  # that `_runs` was read from
         self._views: dict[str, tuple[object, StageView]] = {}
         self._warned = False
 
@@ -91,13 +99,14 @@ class Mirror:
         levelling.run(keys)
         if keys is None:
             levelling.report(source)
+        runs.current = False
         return Summary(len(runs.by_key), runs.written, levelling.error)
 
     def _open(self) -> Runs:
-        if self._runs is None:
+        if self._runs is None or identity(self.uri) != self._file:
             runs = Runs(connect(self.uri), store_id(self.root))
             runs.read()
-            self._runs = runs
+            self._runs, self._file = runs, identity(self.uri)
         self._runs.written = 0
         return self._runs
 

@@ -32,20 +32,28 @@ class Run:
 
 
 class Runs:
-    """The runs with the tag `store` in all experiments that this program made."""
+    """The runs with the tag `store` in all experiments that this program made.
+
+    `current`: they were read in this pass, in which nobody else writes; before another pass a
+    second `harness run` may have made some more.
+    """
 
     def __init__(self, client: Any, store: str) -> None:
         self.client, self.store = client, store
         self.written = 0
+        self.current = False
         self.by_key: dict[str, Run] = {}
 
     def experiment(self, name: str, location: str | None, tags: Mapping[str, str]) -> str:
         """The id of the experiment `name`, made or restored where needed, with these tags."""
         found = self.client.get_experiment_by_name(name)
         if found is None:
-            return str(self.client.create_experiment(name, location, dict(tags)))
+            made = str(self.client.create_experiment(name, location, dict(tags)))
+            self.read()  # a server that lost this one has lost its runs
+            return made
         if found.lifecycle_stage == "deleted":
             self.client.restore_experiment(found.experiment_id)
+            self.read()
         for tag, value in tags.items():
             if found.tags.get(tag) != value:
                 self.client.set_experiment_tag(found.experiment_id, tag, value)
@@ -53,22 +61,27 @@ class Runs:
 
     def read(self) -> None:
         """Reads every run of this store. Of twins the older stays and the others are deleted."""
-        self.by_key = {}
-        experiments = [
-            each.experiment_id for each in pages(self.client.search_experiments, filter_string=OURS)
-        ]
-        if not experiments:
-            return
-        found = pages(self.client.search_runs, experiments, f"tags.store = '{self.store}'")
-        for each in sorted(found, key=lambda each: (each.info.start_time, each.info.run_id)):
-            run = _read(each)
+        self.by_key, self.current = {}, True
+        for run in self._search(f"tags.store = '{self.store}'"):
             if self.by_key.setdefault(run.tags["key"], run) is not run:
                 self.client.delete_run(run.id)
+
+    def _search(self, what: str) -> list[Run]:
+        """The runs that the filter finds, the oldest first."""
+        ours = pages(self.client.search_experiments, filter_string=OURS)
+        experiments = [each.experiment_id for each in ours]
+        found = pages(self.client.search_runs, experiments, what) if experiments else []
+        found.sort(key=lambda each: (each.info.start_time, each.info.run_id))
+        return [_read(each) for each in found]
 
     def create(
         self, experiment: str, key: str, name: str, tags: Mapping[str, str], started: int
     ) -> Run:
-        """A new run that is waiting, known by the tag `key`."""
+        """A new run that is waiting, known by the tag `key`; or the one that another has made."""
+        mine = f"tags.store = '{self.store}' and tags.key = '{key}'"
+        if not self.current and (made := self._search(mine)):
+            self.by_key[key] = made[0]
+            return made[0]
         tags = {**tags, "key": key, "store": self.store}
         started = started or round(time.time() * 1000)
         made = self.client.create_run(experiment, started, dict(tags), run_name=name)

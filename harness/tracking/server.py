@@ -22,6 +22,8 @@ PATIENCE = {
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
 }
+# A connection that is kept goes on with a sqlite file that has been deleted, and tells nobody.
+CONNECTIONS = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 LOCK_SECONDS = 600.0
 VIEW = "results"
 # MLflow opens its pages for language models unless it is told; the columns are the experiment's.
@@ -91,12 +93,37 @@ def connect(uri: str) -> Any:
     prepare_environment()
     from mlflow.tracking import MlflowClient
 
-    # Only now: importing mlflow sets the levels of its own loggers.
-    for name in ("mlflow", "mlflow.store.db.utils", "alembic", "urllib3.connectionpool"):
+    # Only now: importing mlflow sets the levels of its own loggers. An error of the database is
+    # raised too, and told in a line.
+    for name in ("mlflow", "alembic", "urllib3.connectionpool"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     if not is_server(uri):
-        Path(uri.removeprefix(SQLITE)).parent.mkdir(parents=True, exist_ok=True)
+        _make_tables(uri)
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def _make_tables(uri: str) -> None:
+    """An MlflowClient makes them once in a process, and the file may have been lost since."""
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    folder = sqlite_file(uri).parent
+    folder.mkdir(parents=True, exist_ok=True)
+    SqlAlchemyStore(uri, (folder.resolve() / "mlartifacts").as_uri())
+
+
+def sqlite_file(uri: str) -> Path:
+    """The file that a sqlite address names."""
+    return Path(uri.removeprefix(SQLITE))
+
+
+def identity(uri: str) -> tuple[int, int] | None:
+    """Tells a sqlite file from another of its name; None where there is none, and of a server."""
+    try:
+        found = sqlite_file(uri).stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
 def prepare_environment() -> None:
@@ -106,7 +133,7 @@ def prepare_environment() -> None:
     os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
     os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
-    for name, value in PATIENCE.items():
+    for name, value in (PATIENCE | CONNECTIONS).items():
         os.environ.setdefault(name, value)
 
 

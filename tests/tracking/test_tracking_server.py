@@ -6,6 +6,7 @@ import http.server
 import json
 import logging
 import os
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -151,6 +152,31 @@ def test_a_server_that_was_down_is_made_level_later(
     finally:
         server.start()
     assert mirror.once().error == ""
+    run = runs_of(empty, server.uri)[make.KEYS["pretrain"]]
+    assert history(run, server.uri) == of_file(folder)
+    assert run.info.status == "FINISHED"
+    assert tracking.sync(empty, server.uri).written == 0
+
+
+def test_a_server_that_lost_its_database_is_made_level_again(
+    empty: Store, server: Server, fresh_database: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deleted under the running server, which is then started again on an empty one."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    make.write_plan(empty.root)
+    folder = make.write_stage(empty.root, "pretrain")
+    make.write_curve(folder, 1, 5)
+    mirror = tracking.Mirror(empty, "comparison", server.uri)
+    first = mirror.once()
+    (server.folder / "mlflow.db").unlink()
+    make.write_curve(folder, 6, 9)
+    assert "behind" in str(mirror.once())
+    server.stop()
+    shutil.copy(fresh_database, server.folder / "mlflow.db")
+    server.start()
+    make.write_outcome(folder)
+    again = mirror.once()
+    assert again.error == "" and again.runs == first.runs and again.written > first.written
     run = runs_of(empty, server.uri)[make.KEYS["pretrain"]]
     assert history(run, server.uri) == of_file(folder)
     assert run.info.status == "FINISHED"

@@ -151,16 +151,33 @@ def test_a_second_sync_changes_nothing(store: Store) -> None:
 
 
 def test_a_lost_database_is_rebuilt_from_the_store(store: Store) -> None:
-    make.write_done(store.root)
-    tracking.sync(store)
-    first = curve(store, make.KEYS["pretrain"])
+    """Also by a mirror that was at work when the file was deleted, in its next pass."""
+    make.write_plan(store.root)
+    folder = make.write_stage(store.root, "pretrain")
+    make.write_curve(folder, 1, 5)
+    mirror = tracking.Mirror(store, "comparison")
+    first = mirror.once()
     (store.root / "mlflow.db").unlink()
-    assert tracking.sync(store).error == ""
-    assert (
-        curve(store, make.KEYS["pretrain"])
-        == first
-        == of_file(make.folder_of(store.root, "pretrain"))
-    )
+    make.write_curve(folder, 6, 9)
+    make.write_outcome(folder)
+    again = mirror.once()
+    assert again.error == "" and again.runs == first.runs and again.written > first.written
+    assert counts(store.root / "mlflow.db")["runs"] == first.runs
+    assert curve(store, make.KEYS["pretrain"]) == of_file(folder)
+    assert tracking.sync(store).written == 0
+
+
+def test_two_mirrors_of_one_store_make_each_run_once(store: Store) -> None:
+    """As two `harness run` do that both look, and then both see a stage begin."""
+    make.write_plan(store.root)
+    both = [tracking.Mirror(store, "comparison") for _ in range(2)]
+    for name in ("teacher", "pretrain"):
+        folder = make.write_stage(store.root, name)
+        for mirror in both:
+            make.write_curve(folder, 1 if mirror is both[0] else 4, 3 if mirror is both[0] else 6)
+            assert mirror.once().error == ""
+        assert curve(store, make.KEYS[name]) == of_file(folder)
+    assert tracking.sync(store).written == 0
 
 
 def test_steps_done_again_after_a_kill_are_there_once(store: Store) -> None:
