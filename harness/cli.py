@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.backends import BackendRefused, BackendUnavailable
-from methods.errors import InputError, StageError
+from methods.errors import DISK_ERRORS, InputError, StageError
 
 EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
 
@@ -131,6 +131,8 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench = commands.add_parser("bench", help="what a training step costs, part by part")
     bench.add_argument("--methods", help="comma-separated; vqkd for the tokenizer's training")
     bench.add_argument("--evals", help="comma-separated: linear,finetune,segmentation")
+    told = "images a core decodes and augments in a second instead, beside torchvision"
+    bench.add_argument("--loading", action="store_true", help=told)
     bench.add_argument("--scale", default="mini")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--batch", type=int, default=8, metavar="N", help="images a step")
@@ -208,6 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename2 or error.filename or f"--store {getattr(options, 'store', '.')}"
+        sys.exit(_told(f"{where}: {error.strerror}", 1))
 
 
 def _told(message: str, code: int) -> int:

@@ -7,7 +7,7 @@ import itertools
 from typing import Any
 
 from harness.bench.projection import GPUS
-from harness.bench.table import render, write
+from harness.bench.table import listed, render, write
 from harness.study import load_scale
 from methods.errors import InputError
 from methods.values import did_you_mean
@@ -19,6 +19,10 @@ DEFAULT = "milan,beitv2,maskdistill,mae"
 def run(options: argparse.Namespace) -> int:
     """Measures each method's step and prints the rows, or keeps them in `options.out`."""
     check(options)
+    if options.loading:
+        from harness.bench.loading import run as loading
+
+        return loading(options)
     from harness.bench.evaluations import evaluation_subjects
     from harness.bench.rows import Setting, machine, row
     from harness.bench.subject import subjects
@@ -47,11 +51,6 @@ def run(options: argparse.Namespace) -> int:
             write(options.out, rows[-1])
     print(render(rows, options.format))
     return 0
-
-
-def listed(words: str) -> list[str]:
-    """The names in a comma-separated list."""
-    return [name.strip() for name in words.split(",") if name.strip()]
 
 
 def check(options: argparse.Namespace) -> None:

@@ -15,6 +15,11 @@ PARTS = ("data", "teacher", "forward", "backward", "optimiser", "rest")
 NOTE = "random images, untrained networks; medians of {steps} steps of {batch} images, {clock} time"
 
 
+def listed(words: str) -> list[str]:
+    """The names in a comma-separated list."""
+    return [name.strip() for name in words.split(",") if name.strip()]
+
+
 def render(rows: Sequence[Row], form: str) -> str:
     """The rows as "md" or "json"."""
     if form == "json":
@@ -133,16 +138,20 @@ def projected(rows: Sequence[Row]) -> str:
 
 
 def write(folder: Path, row: Row) -> Path:
-    """Keep the row in `folder`, in place of an earlier one of the same name and setting.
-
-    Raises InputError where the file cannot be written.
-    """
+    """Keep the row in `folder`, in the file of its setting; see `keep`."""
     peer = f"-{row['peer']['name']}-{row['peer']['precision']}" if row.get("peer") else ""
     busy = "-busy" if row["clock"] == "processor" else ""
     name = f"{row['scale']}-{row['device']}-{row['precision']}-b{row['batch']}{busy}{peer}.json"
-    path = folder / name
+    return keep(folder / name, row)
+
+
+def keep(path: Path, row: Row) -> Path:
+    """Write the row to the file, in place of an earlier one of the same name.
+
+    Raises InputError where the file cannot be written.
+    """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
         rows = [each for each in known if each["name"] != row["name"]] + [dict(row)]
         path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")

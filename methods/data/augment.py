@@ -154,7 +154,13 @@ def _rand_augment(
         "img_mean": tuple(min(255, round(255 * x)) for x in mean),
         "interpolation": _RESAMPLING[interpolation],
     }
-    augment = auto_augment.rand_augment_transform(policy, settings)
+    return with_posterize(auto_augment.rand_augment_transform(policy, settings))
+
+
+def with_posterize(augment: Any) -> Any:
+    """timm's RandAugment, whose posterize newer Pillows refuse at full magnitude, repaired."""
+    from timm.data import auto_augment
+
     for operation in augment.ops:
         if operation.aug_fn is auto_augment.posterize:
             operation.aug_fn = _posterize
