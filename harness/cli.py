@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.backends import BackendRefused, BackendUnavailable
-from methods.errors import InputError, StageError
+from methods.errors import DISK_ERRORS, InputError, StageError
 
 EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
 
@@ -210,6 +210,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = error.filename2 or error.filename or f"--store {getattr(options, 'store', '.')}"
+        sys.exit(_told(f"{where}: {error.strerror}", 1))
 
 
 def _told(message: str, code: int) -> int:

@@ -29,12 +29,15 @@ def snapshot(root: Path) -> Path:
     if place.is_dir():
         return place
     aside = place.with_name(f".{place.name}.{secrets.token_hex(4)}")
-    for path in files:
-        copy = aside / path.relative_to(CODE)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
     try:
+        for path in files:
+            copy = aside / path.relative_to(CODE)
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, copy)
         os.rename(aside, place)
-    except OSError:  # another `harness run` was faster
-        shutil.rmtree(aside)
+    except OSError:
+        if not place.is_dir():  # else another `harness run` was faster
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     return place

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -15,10 +16,10 @@ from typing import Any, Literal
 
 from harness.stage import KINDS, Stage, stage_record
 from methods.engine.work import ALARMS
-from methods.errors import InputError
+from methods.errors import InputError, StageError
 from methods.values import from_plain, refuse_deep, to_plain
 
-RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "state", "pictures", ALARMS)
+RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "pictures", ALARMS)
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,12 @@ class Store:
         write_json(path, {**(read_table(path) or {}), **changes}, sync=False)
 
     def archive_outcome(self, folder: Path, everything: bool = False) -> None:
-        """Moves outcome.json into its attempt's folder; with `everything` the results too."""
+        """Moves outcome.json into its attempt's folder; with `everything` the results too.
+
+        In an order that may end anywhere: what says that it is done lacks at most its checkpoints,
+        as after `harness clean`, and what is begun again finds none. The folder of the attempts,
+        or one of the results, may be a link or a mount of another file system.
+        """
         path = folder / "outcome.json"
         outcome = read_outcome(path)
         if outcome is None:
@@ -223,15 +229,31 @@ class Store:
         known = outcome.attempt in {each.name for each in attempts.glob("*")}
         place = attempts / (outcome.attempt if known else "unknown")
         place.mkdir(parents=True, exist_ok=True)
+        if everything:
+            _move("state", folder, place)
+        try:
+            path.replace(place / path.name)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            self.finish(place, outcome)
+            path.unlink()
         for name in RESULTS if everything else ():
-            if (folder / name).exists():
-                shutil.move(folder / name, place / name)
-        path.replace(place / "outcome.json")
+            _move(name, folder, place)
 
     def finish(self, folder: Path, outcome: Outcome) -> None:
         """Writes outcome.json, the last thing that happens to an attempt."""
         plain = to_plain(outcome, declared=Outcome)
         write_json(folder / "outcome.json", plain)
+
+
+def _move(name: str, folder: Path, place: Path) -> None:
+    if (folder / name).exists():
+        try:
+            shutil.move(folder / name, place / name)
+        except OSError as error:
+            told = f"{folder / name}: cannot be moved to {place}: {error}"
+            raise StageError("disk", told) from None
 
 
 def _stamp(attempts: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import resource
 import secrets
@@ -21,7 +20,7 @@ from harness import provenance
 from harness.stage import task_from_record
 from harness.store import Outcome, Store, read_table, write_json
 from methods.engine.work import Layout, Work, read_alarms
-from methods.errors import InputError, StageError
+from methods.errors import DISK_ERRORS, InputError, StageError
 from methods.values import from_plain
 
 HEARTBEAT_SECONDS = 10.0
@@ -159,14 +158,14 @@ def _work(
     store: Store, work: Work, owner: Ownership, job: dict[str, Any], attempt: str
 ) -> dict[str, Any]:
     """Runs the task and writes how it ended; does not return where the stage was stopped."""
-    main, started = work.layout.rank == 0, time.time()
+    main, started = work.layout.rank == 0, time.monotonic()  # a clock may jump
     ending = _attempt(store, work, lambda: _run(store, work))
     owner.leave()
     if ending.get("reason") == "stopped":
         again = not main or owner.holds()
         _leave_stopped(store, work.folder, attempt, job, str(ending["message"]), main, again)
     if main:
-        seconds, commit = time.time() - started, str(job.get("commit", ""))
+        seconds, commit = time.monotonic() - started, str(job.get("commit", ""))
         outcome = _outcome(ending, attempt, commit, work, seconds)
         return {**ending, **_finish(store, work.folder, outcome, owner)}
     return ending
@@ -269,9 +268,10 @@ def _attempt(store: Store, work: Work, run: Callable[[], dict[str, float]]) -> d
     except MemoryError as error:
         return {"reason": "memory", "message": f"out of memory: {error}"}
     except OSError as error:
+        if error.errno in DISK_ERRORS:
+            return {"reason": "disk", "message": _line(error)}
         traceback.print_exc()
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        return {"reason": "disk" if full else "code", "message": _line(error)}
+        return {"reason": "code", "message": _line(error)}
     except Exception as error:
         traceback.print_exc()
         memory = "OutOfMemory" in type(error).__name__ or "can't allocate memory" in str(error)

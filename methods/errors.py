@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 from typing import Literal, get_args
+
+# What the operating system says of a disk, a mount or a quota, not of this program.
+DISK_ERRORS = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO),
+    *(errno.ESTALE, errno.ENOTCONN, errno.EXDEV, errno.EBUSY),
+)
 
 Reason = Literal[
     "data",
