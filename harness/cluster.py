@@ -62,6 +62,9 @@ class Resources:
     save. device: of the computation; by default cuda where gpus > 0. device_batch: most images at
     a time on one device. loader_workers: processes that load per task.
     threads: CPU threads per task where the stage itself does not say (0: the library's default).
+    compile: the blocks that are trained by torch.compile; where that fails, without it and with an
+    alarm. activation_checkpointing: keep of each such block its input alone and compute the rest a
+    second time in the backward pass: less memory, a third more arithmetic, the same numbers.
     sbatch: any other option of sbatch, by its own long name; true for one without a value.
     """
 
@@ -85,6 +88,8 @@ class Resources:
     device_batch: int | None = None
     loader_workers: int = 0
     threads: int = 0
+    compile: bool = False
+    activation_checkpointing: bool = False
     sbatch: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -194,6 +199,8 @@ class Cluster(Resources):
             "device_batch": found.device_batch,
             "loader_workers": found.loader_workers,
             "threads": found.threads,
+            "compile": found.compile,
+            "activation_checkpointing": found.activation_checkpointing,
             "checkpoint_seconds": self.checkpoint_seconds,
             "max_requeues": self.max_requeues,
         }

@@ -209,7 +209,10 @@ def _job(path: Path) -> tuple[dict[str, Any], Layout, str]:
     seconds = job.get("checkpoint_seconds", 600.0)
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InputError(f"{path}.checkpoint_seconds: expected a number, found {seconds!r}")
-    fields = ("loader_workers", "device_batch", "threads", "device")
+    fields = (
+        *("device", "device_batch", "loader_workers", "threads"),
+        *("compile", "activation_checkpointing"),
+    )
     alone = from_plain(Layout, {name: job[name] for name in fields if name in job}, str(path))
     return {**job, "checkpoint_seconds": float(seconds)}, *_layout(job, alone)
 

@@ -1,5 +1,7 @@
 """Cluster profiles: strict, overridden by sbatch's flags, and the job scripts that they lead to."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +11,7 @@ from harness.backends import Attempt, BackendUnavailable
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import PROFILES, Cluster, Resources, load_cluster, minutes, with_flags
 from harness.preview import arithmetic
+from harness.worker import _job as read_job
 from methods.errors import InputError
 
 ATTEMPT = Attempt(
@@ -103,6 +106,9 @@ def test_shipped_profiles_are_valid(name: str) -> None:
     [
         ('partitoin = "gpu"', "mine.toml.partitoin: unknown field (did you mean 'partition'?)"),
         ("nodes = '2'", "mine.toml.nodes: expected a whole number"),
+        ("compil = true", "mine.toml.compil: unknown field (did you mean 'compile'?)"),
+        ("compile = 'yes'", "mine.toml.compile: expected true or false"),
+        ("activation_checkpointing = 1", "activation_checkpointing: expected true or false"),
         ("gpu_flag = 'gpus'", "mine.toml.gpu_flag: 'gpus' is not a choice"),
         ("nodes = 0", "nodes must be at least 1"),
         ("gpu = 'H10'", "gpu: no figures of 'H10' (did you mean 'H100'?)"),
@@ -178,6 +184,16 @@ def test_the_data_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert load_cluster(write(tmp_path, "")).data_root == Path("data")
     assert load_cluster(write(tmp_path, "data = '../sets'")).data_root == Path("../sets")
     assert load_cluster(write(tmp_path, "data = '~/sets'")).data_root == Path("/home/me/sets")
+
+
+def test_how_a_stage_kind_is_executed_reaches_its_stages(tmp_path: Path) -> None:
+    text = "compile = true\n[resources.segmentation]\nactivation_checkpointing = true"
+    cluster = replace(load_cluster(write(tmp_path, text)), backend="local")
+    for kind, expected in (("pretrain", (True, False)), ("segmentation", (True, True))):
+        path = tmp_path / f"{kind}.json"
+        path.write_text(json.dumps(cluster.job(kind)))
+        _, layout, _ = read_job(path)
+        assert (layout.compile, layout.activation_checkpointing) == expected
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 from methods.engine import checkpoint, distributed, health
 from methods.engine.attention import choose_kernels
 from methods.engine.device import Micro, autocast, memory_errors, rows, seed_generators, to_device
+from methods.engine.execution import Compiler, checkpoint_blocks
 from methods.engine.optim import Group, build_optimizer, set_rate
 from methods.engine.record import Averages, Cost
 from methods.engine.work import Work
@@ -68,9 +69,9 @@ def fit(
     a resumed run repeats an uninterrupted one bit for bit where the device does.
 
     Leaves in `work.report`: device, seconds (of updates that count), images, images_per_second,
-    gflops, steps, resumed, redone_steps, peak_memory_bytes. Raises StageError: "stopped" after
-    saving, "nan", "disk", "memory", "data" (the stream ended), "layout", "weights" (a checkpoint
-    of another network).
+    gflops, steps, resumed, redone_steps, peak_memory_bytes, execution. Raises StageError: "stopped"
+    after saving, "nan", "disk", "memory", "data" (the stream ended), "layout", "weights" (a
+    checkpoint of another network).
     """
     device = distributed.setup(work.layout)
     with memory_errors(work.layout):
@@ -95,6 +96,9 @@ class _Run:
         self.images, self.seed, self.device = images, seed, device
         self.module = trainable.module.to(device).train()
         choose_kernels(self.module, device, optimisation.precision)
+        self.compiler = Compiler(self.module, work.alarm) if work.layout.compile else None
+        if work.layout.activation_checkpointing:
+            checkpoint_blocks(self.module)
         self.optimizer = build_optimizer(trainable.groups(), optimisation)
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimisation.precision == "fp16")
         self.model: nn.Module = self.module
@@ -161,6 +165,13 @@ class _Run:
         if self.saved < self.done:
             self._save()
         self.cost.report()
+        self.work.report["execution"] = self._execution()
+
+    def _execution(self) -> str:
+        """How the blocks were executed: "eager", "compiled, activation checkpointing" ..."""
+        compiled = self.compiler is not None and self.compiler.on
+        again = ", activation checkpointing" * self.work.layout.activation_checkpointing
+        return ("compiled" if compiled else "eager") + again
 
     def _update(self, step: int, micros: list[Micro]) -> tuple[bool, str | None]:
         """One update; whether to save, and why to stop, after it: the same on all ranks."""

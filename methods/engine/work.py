@@ -18,12 +18,13 @@ LARGEST = 1e300  # of numbers in metrics.jsonl
 
 @dataclass(frozen=True)
 class Layout:
-    """Where and how a stage runs; none of it may change a number.
+    """Where and how a stage runs; none of it may change a number by more than rounding.
 
     rank, world, local_rank: of this process. device_batch: most images at a time on one device;
     a rank's part of the batch is cut into micro-batches of at most that (None: not cut).
     loader_workers: processes that load per rank, 0 for none. threads: of this process's CPU
-    operations, 0 for the library's default.
+    operations, 0 for the library's default. compile, activation_checkpointing: of the blocks that
+    are trained, see `methods.engine.execution`.
     """
 
     rank: int = 0
@@ -33,6 +34,8 @@ class Layout:
     loader_workers: int = 0
     device_batch: int | None = None
     threads: int = 0
+    compile: bool = False
+    activation_checkpointing: bool = False
 
     def __post_init__(self) -> None:
         if self.world < 1 or not 0 <= self.rank < self.world or self.local_rank < 0:

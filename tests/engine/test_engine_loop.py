@@ -183,7 +183,7 @@ def test_samples_and_report(tmp_path: Path) -> None:
     assert seen == [[s, [i % IMAGES for i in range(8 * s, 8 * s + 8)]] for s in range(12)]
     assert set(work.report) == {
         "device", "seconds", "images", "images_per_second", "steps", "resumed", "redone_steps",
-        "peak_memory_bytes", "gflops",
+        "peak_memory_bytes", "gflops", "execution",
     }  # fmt: skip
     assert float(work.report["gflops"]) > 0
     assert work.report["device"] == "cpu" and int(work.report["peak_memory_bytes"]) > 10**6
