@@ -123,6 +123,8 @@ def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     _store(doctor)
     _cluster(doctor)
     _data(doctor)
+    told = "rows of `harness bench`, for whether the loader keeps up (default: results/bench)"
+    doctor.add_argument("--bench", type=Path, metavar="DIR", help=told)
     doctor.add_argument("--smoke", action="store_true", help="run one short job in the profile")
     doctor.add_argument("--wait", type=float, default=900.0, metavar="SECONDS", help="for that job")
 

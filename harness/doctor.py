@@ -6,6 +6,7 @@ import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import methods
 from harness import provenance
 from harness.backends import Attempt, Backend, BackendRefused, BackendUnavailable
 from harness.cluster import Cluster
+from harness.estimate import BENCH
 from harness.study import Scale, load_scale, load_study
+from harness.supply import supply
 from harness.trial import Finding, smoke, smoke_profile
 from methods.data.sets import Patchwork, PatchworkSegmentation
 from methods.errors import InputError, StageError
@@ -33,7 +36,11 @@ def run(options: Any, cluster: Cluster, backend_of: Callable[[Cluster], Backend]
     """Prints every finding as it comes; 1 if there is a problem."""
     store, data = options.store, options.data or cluster.data_root
     found = []
-    for finding in examine(load_scale(options.scale), cluster, store, data):
+    scale = load_scale(options.scale)
+    if options.bench is not None and not options.bench.is_dir():
+        raise InputError(f"--bench {options.bench}: no such folder")
+    checks = examine(scale, cluster, store, data), supply(scale, cluster, options.bench or BENCH)
+    for finding in chain(*checks):
         print(finding, flush=True)
         found.append(finding)
     if options.smoke:

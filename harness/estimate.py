@@ -23,7 +23,8 @@ def estimated_hours(stage: Stage, wants: Resources, folder: Path = BENCH) -> flo
     the loader or between nodes. None for other stages, and where the profile names no GPU or the
     bench has no row of this method with this encoder.
     """
-    step = _counted(stage, folder) if wants.gpu and wants.gpus else None
+    trained = stage.kind in ("pretrain", "tokenizer") and wants.gpu and wants.gpus
+    step = counted(stage, folder) if trained else None
     if step is None:
         return None
     task = getattr(stage.task, "method", stage.task)
@@ -34,16 +35,18 @@ def estimated_hours(stage: Stage, wants: Resources, folder: Path = BENCH) -> flo
     return float(seen / found["images_per_second"] / 3600 * gpus)
 
 
-def _counted(stage: Stage, folder: Path) -> Step | None:
-    """The bench's counts of the stage's step."""
+def counted(stage: Stage, folder: Path = BENCH) -> Step | None:
+    """The bench's counts of the stage's step; None where it has none of this encoder."""
     task: Any = stage.task
     if hasattr(task, "method"):
         name, encoder = task.method.name, task.method.encoder.describe()
     elif stage.kind == "tokenizer" and hasattr(task, "depth"):
         name, encoder = "vqkd", f"{task.depth}x{task.width}/{task.patch}"
+    elif hasattr(task, "encoder"):
+        name, encoder = stage.kind, task.encoder.describe()
     else:
         return None
-    for row in _rows(folder):
+    for row in rows(folder):
         counts = row.get("counts", {})
         same = (row.get("name"), row.get("encoder")) == (name, encoder)
         if same and set(counts) == {each.name for each in fields(Step)}:
@@ -52,6 +55,6 @@ def _counted(stage: Stage, folder: Path) -> Step | None:
 
 
 @functools.cache
-def _rows(folder: Path) -> list[Row]:
+def rows(folder: Path) -> list[Row]:
     """What the bench has kept: read once, however many stages ask."""
     return read(folder) if folder.is_dir() else []

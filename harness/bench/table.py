@@ -161,5 +161,15 @@ def keep(path: Path, row: Row) -> Path:
 
 
 def read(folder: Path) -> list[Row]:
-    """Every row kept in `folder`, by file name."""
-    return [each for path in sorted(folder.glob("*.json")) for each in json.loads(path.read_text())]
+    """Every row kept in `folder`, by file name; InputError for a file that holds none."""
+    return [each for path in sorted(folder.glob("*.json")) for each in _rows(path)]
+
+
+def _rows(path: Path) -> list[Row]:
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error})") from None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{path}: not a list of the bench's rows")
+    return rows
