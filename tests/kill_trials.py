@@ -146,14 +146,15 @@ def empty(folder: Path) -> None:
 def lost(folder: Path, interval: float) -> int:
     """How many updates were logged after the newest checkpoint: at most an interval's.
 
-    The update during which the interval passes may have been logged and not yet saved.
+    The update during which the interval passes may have been logged and not yet saved, and so may
+    one that was made while that was written.
     """
     path, _ = checkpoint.newest(folder / "state")
     step, saved = (checkpoint.step_of(path), path.stat().st_mtime) if path else (0, 0.0)
     raw = (folder / "metrics.jsonl").read_bytes() if (folder / "metrics.jsonl").exists() else b""
     after = [each for each in map(read_line, raw.splitlines()) if each and each["step"] > step]
     late = [each for each in after if each["time"] > (saved or after[0]["time"]) + interval + 0.05]
-    assert len(late) <= 1, f"{folder}: {len(late)} updates beyond the interval of {interval} s"
+    assert len(late) <= 2, f"{folder}: {len(late)} updates beyond the interval of {interval} s"
     return int(after[-1]["step"]) - step if after else 0
 
 

@@ -12,6 +12,8 @@ import hashlib
 import os
 import pickle
 import re
+import threading
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from torch import Tensor
 
 from methods.errors import StageError
 from methods.parts.size import KEPT
@@ -81,6 +84,71 @@ def _write(path: Path, state: dict[str, Any]) -> str:
         file.flush()
         os.fsync(file.fileno())
     return hashed.digest.hexdigest()
+
+
+class Writer:
+    """Writes checkpoints into `folder` while training goes on, one at a time.
+
+    Training waits for the copy of its state, and for the write before where that still goes on.
+    As a context it waits for the last one; an exception of its body comes before the writer's.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.seconds = 0.0
+        """How long the last write took."""
+        self._thread: threading.Thread | None = None
+        self._error: Exception | None = None
+
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            self.finish()
+        except Exception:
+            if kind is None:
+                raise
+
+    def start(self, step: int, state: dict[str, Any]) -> None:
+        """Write `state`, as it is now, as the checkpoint after `step` updates."""
+        self.finish()
+        arguments = (step, _copied(state))
+        self._thread = threading.Thread(target=self._write, args=arguments, name="checkpoint")
+        self._thread.start()
+
+    def _write(self, step: int, state: dict[str, Any]) -> None:
+        began = time.monotonic()
+        try:
+            save(self.folder, step, state)
+        except Exception as error:  # raised in the training's own thread, by `finish`
+            self._error = error
+        self.seconds = time.monotonic() - began
+
+    def check(self) -> None:
+        """Raise StageError("disk") if a write that has ended went wrong; waits for none."""
+        if self._thread is not None and not self._thread.is_alive():
+            self.finish()
+
+    def finish(self) -> None:
+        """Wait until nothing is being written; raises StageError("disk") if that went wrong."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+
+def _copied(state: Any) -> Any:
+    """A copy on the CPU that training cannot change."""
+    if isinstance(state, Tensor):
+        return state.detach().to("cpu", copy=True)
+    if isinstance(state, dict):
+        return {name: _copied(value) for name, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return type(state)(map(_copied, state))
+    return state
 
 
 def _flush_folder(folder: Path) -> None:

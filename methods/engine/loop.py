@@ -77,7 +77,8 @@ def fit(
     with memory_errors(work.layout):
         run = _Run(trainable, optimisation, work, images, seed, device)
         run.restore()
-        run.train(stream)
+        with run.writer:
+            run.train(stream)
 
 
 class _Run:
@@ -105,6 +106,7 @@ class _Run:
         self.averages = Averages()
         self.cost = Cost(work, device, optimisation.batch)
         self.state = work.folder / "state"
+        self.writer = checkpoint.Writer(self.state)
         self.done = 0
         self.total = optimisation.steps(images)
         self.saved = 0
@@ -158,12 +160,15 @@ class _Run:
             save, stop = self._update(step, micros)
             self.done = step + 1
             self._log(step)
+            self.writer.check()
             if save or (stop and self.done < self.total):
                 self._save()
             if stop and self.done < self.total:
+                self.writer.finish()
                 raise StageError("stopped", f"{stop} after update {self.done}, saved")
         if self.saved < self.done:
             self._save()
+        self.writer.finish()
         self.cost.report()
         self.work.report["execution"] = self._execution()
 
@@ -182,7 +187,9 @@ class _Run:
                 prepared = self.trainable.prepare(step, micros)
             names, values = self._backward(step, prepared, self._shares(micros, prepared))
         stop = self.work.stop()
-        due = time.monotonic() - self.saved_at >= self.work.checkpoint_seconds
+        # So early that no more than an interval's work is unsaved while it is written.
+        interval = self.work.checkpoint_seconds - self.writer.seconds
+        due = time.monotonic() - self.saved_at >= interval
         flags = values.new_tensor([float(due and distributed.rank() == 0), float(bool(stop))])
         # The one collective and the one synchronisation of an update.
         numbers = distributed.all_reduce(torch.cat([values, flags])).tolist()
@@ -260,12 +267,13 @@ class _Run:
             health.check_loss(self.work)
 
     def _save(self) -> None:
-        """Checkpoint on rank 0; nothing changes the state while it is written."""
+        """Checkpoint on rank 0: its state is copied here, and written while training goes on."""
         with self.cost.paused():
             self._check(self.done - 1, {"sum of the parameters": self._total()})
             if distributed.rank() == 0:
+                self.writer.finish()
                 self.work.owned()
-                checkpoint.save(self.state, self.done, self._snapshot())
+                self.writer.start(self.done, self._snapshot())
         self.saved = self.done
         self.saved_at = time.monotonic()
 

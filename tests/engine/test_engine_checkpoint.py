@@ -35,6 +35,31 @@ def test_round_trip_and_the_last_two_are_kept(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 2
 
 
+def test_a_writer_writes_the_state_as_it_was(tmp_path: Path) -> None:
+    """The training goes on in the same tensors."""
+    changing = state(7, 3_000_000)
+    with checkpoint.Writer(tmp_path) as writer:
+        writer.start(7, changing)
+        changing["nested"][0]["a"].zero_()
+    path, _ = checkpoint.newest(tmp_path)
+    assert path is not None
+    assert torch.equal(
+        checkpoint.read(path)["nested"][0]["a"], state(7, 3_000_000)["nested"][0]["a"]
+    )
+
+
+def test_a_writer_tells_of_a_refused_write_once(tmp_path: Path) -> None:
+    writer = checkpoint.Writer(tmp_path)
+    with largest_file(100_000):
+        writer.start(2, state(2, 1_000_000))
+        with pytest.raises(StageError, match="checkpoint 2 not written"):
+            writer.finish()
+    writer.check()
+    with pytest.raises(KeyError), largest_file(100_000), writer:
+        writer.start(3, state(3, 1_000_000))
+        raise KeyError("what ended the training")
+
+
 def test_nothing_there(tmp_path: Path) -> None:
     assert checkpoint.newest(tmp_path / "state") == (None, [])
 

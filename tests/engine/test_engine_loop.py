@@ -78,6 +78,27 @@ def test_sums_between_two_lines_survive(tmp_path: Path) -> None:
     assert found[-1]["progress"] == 1.0
 
 
+def test_training_goes_on_while_a_checkpoint_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk on which the first write takes until the next update has been made."""
+    logged: list[int] = []
+    sync = os.fsync
+
+    def slow(handle: int) -> None:
+        until = time.monotonic() + 30
+        while not logged and len(lines(tmp_path)) < 2 and time.monotonic() < until:
+            time.sleep(0.01)
+        logged.append(len(lines(tmp_path)))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", slow)
+    run(tmp_path, checkpoint_seconds=0)
+    assert logged[0] == 2
+    steps = [checkpoint.step_of(path) for path in checkpoint.listed(tmp_path / "state")]
+    assert steps == [12, 11]
+
+
 def test_killed_before_a_save(tmp_path: Path) -> None:
     """SIGKILL after update 4 was logged and before it was saved: update 4 is done twice."""
     straight, _ = run(tmp_path / "straight")
