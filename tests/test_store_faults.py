@@ -234,7 +234,10 @@ def test_a_read_only_store_is_shown_and_not_run(
     told = capsys.readouterr().err
     assert told == f"error: --store {read_only}: not writable (Read-only file system)\n"
     assert command("status", *at) == 0
-    assert all(line.startswith("done") for line in capsys.readouterr().out.splitlines())
+    stages, _, spent = capsys.readouterr().out.partition("teacher  ")
+    assert (
+        all(line.startswith("done") for line in stages.splitlines()) and "of it training" in spent
+    )
     assert command("report", *at) == 0
     assert "| milan" in capsys.readouterr().out
     (folder,) = (read_only / "pretrain").glob("mae-*")

@@ -62,7 +62,7 @@ def save(folder: Path, step: int, state: dict[str, Any]) -> Path:
     """
     aside = folder / f"{ASIDE}{step}-{os.getpid()}"
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(exist_ok=True)  # no parents: they may have been removed on purpose
         digest = _write(aside, state)
         path = folder / f"step-{step:010d}-{digest}.pt"
         os.replace(aside, path)
