@@ -144,6 +144,8 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     told = "its step in turn: mmpretrain, where it is installed; of --evals official or one-rate"
     bench.add_argument("--peer", help=told)
     bench.add_argument("--peer-precision", choices=precisions, help="default: the same")
+    told = "the same step with compiled blocks in turn"
+    bench.add_argument("--compile", action="store_true", help=told)
     told = "one thread, by the processor's time: for a machine that others use"
     bench.add_argument("--busy", action="store_true", help=told)
     told = "project the counted steps onto it: A100 or H100"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from harness.bench.compiled import Fused
 from harness.bench.counting import SMALL
 from harness.bench.interval import ratio_interval
 from harness.bench.measure import PARTS, measure, product_rate
@@ -245,6 +247,38 @@ def test_the_command_prints_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixt
     (printed,) = json.loads(capsys.readouterr().out)
     assert [printed] == read(tmp_path) and printed["precision"] == "fp32"
     assert printed["machine"]["versions"]["torch"] == torch.__version__.split("+")[0]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
+def test_counts_of_fused_kernels() -> None:
+    """A chain is one kernel each way: it reads its inputs once and writes its output once."""
+    fused = Fused()
+    x = torch.ones(1000, requires_grad=True)
+    torch.compiler.reset()
+    with torch._inductor.config.patch({"cpp.simdlen": 1}):
+        chain = torch.compile(lambda x: (x.sin() + 1) * 2, backend=fused, dynamic=False)
+        for times in (1, 2):
+            chain(x).sum().backward()
+            # x and the output; x, the output's gradient and x's.
+            assert (fused.kernels, fused.moved) == (2 * times, times * (2 + 3) * 4000)
+    torch.compiler.reset()
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
+def test_compiled_steps_take_turns(tmp_path: Path) -> None:
+    (subject,) = subjects(["mae"], TINY, "bf16", 4)
+    found = row(subject, Setting("cpu", batch=4, steps=2, gpus=(MADE,), compile=True, busy=True))
+    compiled = found["compiled"]
+    assert compiled["step"] > 0 and compiled["ratio"] > 0
+    # In half precision there are casts to fuse.
+    assert 0 < compiled["kernels"]["compiled"] < compiled["kernels"]["eager"]
+    assert 0 < compiled["moved"]["compiled"] < compiled["moved"]["eager"]
+    faster, plain = compiled["projections"][0], found["projections"][0]
+    assert faster["traffic"] < plain["traffic"] and faster["products"] == plain["products"]
+    whole = {**found, "scale": "tiny", "machine": machine(Setting("cpu", batch=4, steps=2))}
+    assert "mae compiled" in render([whole], "md")
+    assert write(tmp_path, whole).name == "tiny-cpu-bf16-b4-busy-compiled.json"
 
 
 @pytest.mark.long

@@ -40,6 +40,7 @@ def run(options: argparse.Namespace) -> int:
         gpus=tuple(GPUS[name] for name in options.gpu),
         threads=scale.threads,
         busy=options.busy,
+        compile=options.compile,
     )
     about = machine(setting)
     rows: list[dict[str, Any]] = []

@@ -6,13 +6,14 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from harness.bench.compiled import Turns
 from harness.bench.counting import Found, counted_step, counting_updates
 from harness.bench.projection import Step
 from harness.bench.subject import ENDLESS, Subject
@@ -91,10 +92,15 @@ class Timed:
 
 @dataclass
 class Measured:
-    """steps: seconds of each timed step by part. step: what was counted."""
+    """steps: seconds of each timed step by part. step: what was counted.
+
+    compiled: the steps that were taken in turn, and `turns`, where that was asked for.
+    """
 
     steps: list[dict[str, float]]
     step: Step
+    compiled: list[dict[str, float]] = field(default_factory=list)
+    turns: Turns | None = None
 
     @property
     def seconds(self) -> list[float]:
@@ -108,14 +114,16 @@ def measure(
     steps: int,
     between: Callable[[], None] | None = None,
     busy: bool = False,
+    compiled: bool = False,
 ) -> Measured:
     """Train: first small updates that are counted, then one that warms up and `steps` timed ones.
 
-    between: called before each timed update, outside of its time (the peer's turn). The counts are
-    those of a GPU's kernels: attention is the fused one. Raises what `fit` raises.
+    between: called before each timed update, outside of its time (the peer's turn). compiled: after
+    each timed update comes one with compiled blocks. The counts are those of a GPU's kernels:
+    attention is the fused one. Raises what `fit` raises, and InputError where nothing compiles.
     """
     torch.manual_seed(0)
-    run = _Run(subject, Clock(device, busy), steps, between)
+    run = _Run(subject, Clock(device, busy), steps, between, compiled)
     with tempfile.TemporaryDirectory() as folder:
         kind: Any = device.type
         work = Work(Path(folder), layout=Layout(device=kind), checkpoint_seconds=1e9)
@@ -123,8 +131,10 @@ def measure(
         with contextlib.suppress(Enough):
             images = ENDLESS * subject.optimisation.batch
             fit(run.timed, subject.optimisation, run.stream, work, images)
-    timed = run.clock.steps[len(run.clock.steps) - steps :]
-    return Measured(timed, counted_step(run.found, run.timed.module))
+    kinds = 1 + compiled
+    timed = run.clock.steps[len(run.clock.steps) - kinds * steps :]
+    step = counted_step(run.found, run.timed.module)
+    return Measured(timed[::kinds], step, timed[1::2] if compiled else [], run.turns)
 
 
 class _Run:
@@ -136,9 +146,11 @@ class _Run:
         clock: Clock,
         steps: int,
         between: Callable[[], None] | None,
+        compiled: bool,
     ) -> None:
         self.clock, self.steps, self.between = clock, steps, between
         self.timed = Timed(subject.build(), self.clock)
+        self.turns = Turns(self.timed.module) if compiled else None
         self.subject, self.precision = subject, subject.optimisation.precision
         self.found: dict[int, Found] = {}
 
@@ -148,14 +160,24 @@ class _Run:
         choose_kernels(module, torch.device("cuda"), self.precision)
         for batch in counting_updates(self._networks(), self.found):
             yield from self._update(batch)
+        batch = self.subject.optimisation.batch
+        for _ in self.turns.counting() if self.turns is not None else ():
+            yield from self._update(batch)
         choose_kernels(module, device, self.precision)
-        yield from self._update(self.subject.optimisation.batch)
+        yield from self._update(batch)
+        yield from self._compiled_update(batch)
         for _ in range(self.steps):
             if self.between is not None:
                 self.between()
             self.clock.mark(None)
-            yield from self._update(self.subject.optimisation.batch)
+            yield from self._update(batch)
+            yield from self._compiled_update(batch)
         raise Enough
+
+    def _compiled_update(self, batch: int) -> Iterator[list[dict[str, Any]]]:
+        if self.turns is not None:
+            with self.turns.on():
+                yield from self._update(batch)
 
     def _update(self, batch: int) -> Iterator[list[dict[str, Any]]]:
         micro = self.subject.sample(batch)

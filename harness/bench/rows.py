@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from harness import provenance
+from harness.bench.compiled import figures as figures_compiled
 from harness.bench.interval import ratio_interval
 from harness.bench.measure import Clock, Measured, measure, product_rate
 from harness.bench.peer import Peer, load_peer
@@ -26,7 +27,8 @@ MOST = 256
 class Setting:
     """How to measure. precision None: the recipe's own. threads: of the CPU, 0 for torch's own.
 
-    busy: by the processor's time and on one thread, on a machine that others use.
+    busy: by the processor's time and on one thread, on a machine that others use. compile: with the
+    compiled step in turn.
     """
 
     device: str
@@ -38,6 +40,7 @@ class Setting:
     gpus: tuple[GPU, ...] = ()
     threads: int = 0
     busy: bool = False
+    compile: bool = False
 
 
 def machine(setting: Setting) -> dict[str, Any]:
@@ -74,7 +77,8 @@ def row(subject: Subject, setting: Setting) -> dict[str, Any]:
     device, precision = torch.device(setting.device), setting.peer_precision
     rates, clock = [product_rate(device, busy=setting.busy)], Clock(device, setting.busy)
     peer = load_peer(setting.peer, precision, subject, clock) if setting.peer else None
-    ours = measure(subject, device, setting.steps, peer.step if peer else None, setting.busy)
+    between = peer.step if peer else None
+    ours = measure(subject, device, setting.steps, between, setting.busy, setting.compile)
     rates.append(product_rate(device, busy=setting.busy))
     rate = statistics.median(rates)
     found = {
@@ -90,6 +94,12 @@ def row(subject: Subject, setting: Setting) -> dict[str, Any]:
         "largest_batch": largest(ours.step, subject, device),
         "projections": projections(ours.step, subject, setting.gpus),
     }
+    if ours.turns is not None:
+        step = ours.turns.step(ours.step, subject.optimisation.batch)
+        found["compiled"] = {
+            **figures_compiled(ours.turns, ours.seconds, ours.compiled),
+            "projections": projections(step, subject, setting.gpus),
+        }
     if peer is not None:
         found["peer"] = beside(peer, ours, subject.optimisation.batch, rate)
     return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ def render(rows: Sequence[Row], form: str) -> str:
     if form == "json":
         return json.dumps(rows, indent=1)
     tables = [measured(rows), counted(rows)]
-    tables += [made(rows) for made, name in ((peers, "peer"), (projected, "projections"))
+    tables += [made(rows) for made, name in (
+               (compiled, "compiled"), (peers, "peer"), (projected, "projections"))
                if any(row.get(name) for row in rows)]  # fmt: skip
     return "\n\n".join(tables)
 
@@ -87,6 +88,29 @@ def counted(rows: Sequence[Row]) -> str:
     return markdown_table(columns, lines)
 
 
+def compiled(rows: Sequence[Row]) -> str:
+    """The step with compiled blocks, measured in turn with the eager one."""
+    columns = ("method", "precision", "eager, s", "compiled, s", "ratio", "95 % interval",
+               "kernels: eager, compiled", "MiB outside products: eager, compiled",
+               "compiling, s")  # fmt: skip
+    lines = [
+        [
+            str(row["name"]),
+            str(row["precision"]),
+            f"{row['step']:.3g}",
+            f"{found['step']:.3g}",
+            f"{found['ratio']:.2f}",
+            "{:.2f} to {:.2f}".format(*found["interval"]),
+            "{eager:.0f}, {compiled:.0f}".format(**found["kernels"]),
+            ", ".join(f"{found['moved'][how] / 2**20:.0f}" for how in ("eager", "compiled")),
+            f"{found['compile_seconds']:.0f}",
+        ]
+        for row in rows
+        if (found := row.get("compiled"))
+    ]
+    return markdown_table(columns, lines)
+
+
 def peers(rows: Sequence[Row]) -> str:
     """Our step and the peer's, measured in turn."""
     columns = ("method", "precision", "ours, s", "peer's, s", "peer", "its precision", "ratio",
@@ -116,15 +140,15 @@ def projected(rows: Sequence[Row]) -> str:
                "exchange", "images/s", "GB each", "hours", "GPU hours")  # fmt: skip
     lines = []
     for row in rows:
-        for each in row.get("projections", ()):
+        for method, each in _projections(row):
             name = f"{each['gpus']} x {each['gpu']}"
             if not each["batch"]:
-                lines.append([str(row["name"]), name, "does not fit", *[""] * 8])
+                lines.append([method, name, "does not fit", *[""] * 8])
                 continue
             parts = (each[part] for part in ("seconds", "products", "traffic", "exchange"))
             lines.append(
                 [
-                    str(row["name"]),
+                    method,
                     name,
                     str(each["batch"]),
                     *(f"{1000 * part:.1f}" for part in parts),
@@ -137,10 +161,19 @@ def projected(rows: Sequence[Row]) -> str:
     return markdown_table(columns, lines)
 
 
+def _projections(row: Row) -> Iterator[tuple[str, Row]]:
+    """The row's projections, and those with its blocks compiled, by the method's name."""
+    name = str(row["name"])
+    yield from ((name, each) for each in row.get("projections", ()))
+    found = row.get("compiled") or {}
+    yield from ((f"{name} compiled", each) for each in found.get("projections", ()))
+
+
 def write(folder: Path, row: Row) -> Path:
     """Keep the row in `folder`, in the file of its setting; see `keep`."""
     peer = f"-{row['peer']['name']}-{row['peer']['precision']}" if row.get("peer") else ""
     busy = "-busy" if row["clock"] == "processor" else ""
+    peer += "-compiled" * ("compiled" in row)
     name = f"{row['scale']}-{row['device']}-{row['precision']}-b{row['batch']}{busy}{peer}.json"
     return keep(folder / name, row)
 
