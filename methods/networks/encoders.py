@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from methods.engine.attention import attend
 from methods.networks.positions import sine_cosine
 from methods.parts.encoder import Beit, Encoder, ViT
+from methods.parts.swin import Swin
 
 layer_norm: Any = partial(nn.LayerNorm, eps=1e-6)
 
@@ -48,21 +49,24 @@ class Encoded:
 
 
 class Student(nn.Module):
-    """Base of the students. `model` is the plain timm model that gets exported."""
+    """Base of the students. `model` is the plain timm model that gets exported.
+
+    embedding: width of the patches that a mask token of zeros takes the place of; None without one.
+    """
 
     model: Any
+    mask_token: Any
+    heads: int
+    layer_scale: float | None = None
 
-    def __init__(self, value: ViT | Beit) -> None:
+    def __init__(self, value: ViT | Beit | Swin, embedding: int | None) -> None:
         super().__init__()
         self.width, self.depth, self.grid = value.width, value.depth, value.grid
-        self.heads, self.layer_scale = value.heads, value.layer_scale
         self.drop_path = value.drop_path
         name, arguments = value.timm()
         self.model = timm.create_model(name, drop_path_rate=value.drop_path, **arguments)
-        if value.hidden == "token":
-            self.mask_token = nn.Parameter(torch.zeros(1, 1, value.width))
-        else:
-            self.register_parameter("mask_token", None)
+        token = None if embedding is None else nn.Parameter(torch.zeros(1, 1, embedding))
+        self.register_parameter("mask_token", token)
 
     def forward(
         self,
@@ -116,7 +120,8 @@ class StudentViT(Student):
     """ViT with fixed sine-cosine positions; hidden patches are dropped or replaced."""
 
     def __init__(self, value: ViT) -> None:
-        super().__init__(value)
+        super().__init__(value, value.width if value.hidden == "token" else None)
+        self.heads, self.layer_scale = value.heads, value.layer_scale
         self.drops = value.hidden == "drop"
         xavier(self.model)
         with torch.no_grad():
@@ -155,7 +160,8 @@ class StudentBeit(Student):
     """BEiT: mask tokens, no absolute positions, one relative position bias for all blocks."""
 
     def __init__(self, value: Beit) -> None:
-        super().__init__(value)
+        super().__init__(value, value.width)
+        self.heads, self.layer_scale = value.heads, value.layer_scale
         self.deviation = value.deviation
         truncated(self.model, self.deviation)
         scale_by_depth(self.model.blocks)

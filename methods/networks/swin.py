@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import timm
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +17,8 @@ class StudentSwin(Student):
     """
 
     def __init__(self, value: Swin) -> None:
-        nn.Module.__init__(self)  # the base builds a ViT
-        self.width, self.depth, self.grid = value.width, value.depth, value.grid
-        self.layer_scale, self.drop_path = None, value.drop_path
+        super().__init__(value, value.embedding)
         self.subdivision = value.patch // value.stem
-        name, arguments = value.timm()
-        self.model: Any = timm.create_model(name, drop_path_rate=value.drop_path, **arguments)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, value.embedding))
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(
