@@ -135,6 +135,8 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench.add_argument("--evals", help="comma-separated: linear,finetune,segmentation")
     told = "images a core decodes and augments in a second instead, beside torchvision"
     bench.add_argument("--loading", action="store_true", help=told)
+    told = "what plans, runs with nothing to do, reports and MLflow cost instead, at such sizes"
+    bench.add_argument("--driver", nargs="?", const="100,1000,10000", metavar="N,...", help=told)
     bench.add_argument("--scale", default="mini")
     bench.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     bench.add_argument("--batch", type=int, default=8, metavar="N", help="images a step")

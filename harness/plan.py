@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -61,14 +62,19 @@ class Plan:
 
     def owner(self, stage: Stage) -> Row:
         """The row whose own stage it is, or else the first that needs it."""
-        for row in self.rows:
-            if any(mine.key == stage.key for mine in row.stages.values()):
-                return row
+        return self._owners[stage.key]
+
+    @functools.cached_property
+    def _owners(self) -> Mapping[str, Row]:
+        found: dict[str, Row] = {}
         for row in self.rows:
             for mine in row.stages.values():
-                if any(each.key == stage.key for each in mine.lineage()):
-                    return row
-        raise KeyError(stage.key)
+                found.setdefault(mine.key, row)
+        for row in self.rows:
+            for mine in row.stages.values():
+                for each in mine.lineage():
+                    found.setdefault(each.key, row)
+        return found
 
     def records(self) -> dict[str, Any]:
         """The content of runs/studies/<name>.json."""

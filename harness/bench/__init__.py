@@ -23,7 +23,11 @@ def run(options: argparse.Namespace) -> int:
         from harness.bench.loading import run as loading
 
         return loading(options)
-    from harness.bench.evaluations import evaluation_subjects
+    if options.driver is not None:
+        from harness.bench.driver import run as driver
+
+        return driver(options)
+    from harness.bench.evaluations import evaluation_subjects, uncounted
     from harness.bench.rows import Setting, machine, row
     from harness.bench.subject import subjects
 
@@ -47,7 +51,8 @@ def run(options: argparse.Namespace) -> int:
     pretrainings = subjects(names, scale, setting.precision, setting.batch)
     evaluations = evaluation_subjects(evals, scale, setting.precision, setting.batch)
     for subject in itertools.chain(pretrainings, evaluations):
-        rows.append({**row(subject, setting), "scale": scale.name, "machine": about})
+        found = {**row(subject, setting), **uncounted(subject)}
+        rows.append({**found, "scale": scale.name, "machine": about})
         if options.out is not None:
             write(options.out, rows[-1])
     print(render(rows, options.format))
