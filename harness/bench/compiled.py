@@ -1,85 +1,109 @@
-"""A step with its blocks compiled: in turn with the eager one, its fused kernels counted."""
+"""A step with its blocks compiled: timed in turn with the eager one, its fused kernels counted."""
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import statistics
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import nn
+from torch.utils._python_dispatch import _disable_current_modes
 
+from harness.bench.counting import SMALL
 from harness.bench.interval import ratio_interval
-from harness.bench.projection import Step
-from methods.engine.counts import Counter, Counts
+from harness.bench.projection import Step, line
+from methods.engine.counts import Counter
 from methods.engine.execution import Compiler
 from methods.errors import InputError
 
 
 class OutsideCounter(Counter):
-    """Counts what is not compiled, and compiled graphs' matrix products, while they may run."""
+    """Counts what is not compiled, and lets compiled graphs be."""
 
     @classmethod
     def ignore_compile_internals(cls) -> bool:
         return True
 
 
-@dataclass
-class Fused:
-    """A torch.compile backend: inductor, counting the kernels that it generated when they run.
+class Scheduled(Exception):
+    """Inductor knows its kernels; code for them is not wanted."""
 
-    kernels: nodes of its schedule after fusion, each one kernel on a GPU. moved: bytes that they
-    read and write, each buffer once each way, as inductor itself counts them. The dispatcher sees
-    neither. Matrix products and other library calls are no such nodes, and it does see those.
+
+class Backend:
+    """Inductor as a backend of torch.compile. Where `counting`, what it would launch is counted and
+    the graph runs eagerly, because compiling is what takes the time.
+
+    kernels: of all runs, the nodes of inductor's schedule after fusion; each is one kernel on a
+    GPU, or a call of a library. moved: bytes that the kernels outside of matrix products read and
+    write, each buffer once each way, as inductor itself estimates them. The dispatcher would see
+    the library calls alone.
     """
 
-    kernels: int = 0
-    moved: int = 0
+    def __init__(self) -> None:
+        self.counting, self.kernels, self.moved = False, 0, 0
 
     def __call__(self, graph: Any, inputs: Any, options: Any = None) -> Any:
-        from torch._inductor.compile_fx import compile_fx
+        from torch._inductor.compile_fx import compile_fx, compile_fx_inner
 
-        return compile_fx(graph, inputs, inner_compile=self._compile, config_patches=options)
+        inner = self._compile if self.counting else compile_fx_inner
+        return compile_fx(graph, inputs, inner_compile=inner, config_patches=options)
 
     def _compile(self, graph: Any, inputs: Any, **how: Any) -> Any:
-        from torch._inductor import config
-        from torch._inductor.compile_fx import compile_fx_inner
+        kernels, moved = scheduled(copy.deepcopy(graph), inputs, how)
 
-        sizes: list[int] = []
+        def run(arguments: list[Any]) -> Any:
+            self.kernels += kernels
+            self.moved += moved
+            with _disable_current_modes():
+                return graph(*arguments)
 
-        def schedule(nodes: list[Any]) -> list[Any]:
-            own = [each for each in nodes if not each.is_extern()]
-            sizes.extend(int(each.get_read_write_buffers_sizes()) for each in own)
-            return nodes
-
-        with config.patch(_post_fusion_custom_pass=schedule):
-            compiled = compile_fx_inner(graph, inputs, **how)
-
-        def run(arguments: Any) -> Any:
-            self.kernels += len(sizes)
-            self.moved += sum(sizes)
-            return compiled(arguments)
-
-        run._boxed_call = True  # type: ignore[attr-defined]  # it may free its arguments
+        run._boxed_call = True  # type: ignore[attr-defined]  # takes a list
         return run
+
+
+def scheduled(graph: Any, inputs: Any, how: Mapping[str, Any]) -> tuple[int, int]:
+    """Kernels that inductor would launch for a graph, and bytes moved outside of its products."""
+    from torch._inductor import config, ir
+    from torch._inductor.compile_fx import compile_fx_inner
+    from torch._inductor.scheduler import NopKernelSchedulerNode
+
+    sizes: list[int] = []
+
+    def look(nodes: list[Any]) -> list[Any]:
+        for each in nodes:
+            # The parts of one call's result, and buffers that others fill, launch nothing.
+            if isinstance(each, NopKernelSchedulerNode) or isinstance(each.node, ir.MultiOutput):
+                continue
+            sizes.append(0 if each.is_extern() else int(each.get_read_write_buffers_sizes()))
+        raise Scheduled
+
+    try:
+        with config.patch(_post_fusion_custom_pass=look):
+            compile_fx_inner(graph, inputs, **how)
+    except Exception as error:
+        # Inductor gives what is raised in its midst another type.
+        if not isinstance(error, Scheduled) and "Scheduled" not in str(error):
+            raise
+    return len(sizes), sum(sizes)
 
 
 class Turns:
     """Switches a network between eager and compiled. Raises InputError where it cannot be compiled.
 
-    eager, compiled: counts of one update of one size each. seconds: the wall time of compiling.
+    found: by batch, kernels and bytes outside of products of a step with compiled blocks.
     """
 
     def __init__(self, network: nn.Module) -> None:
-        self.fused = Fused()
-        self.compiler = Compiler(network, _refuse, self.fused)
+        self.backend = Backend()
+        self.compiler = Compiler(network, _refuse, self.backend)
         if not self.compiler.on:
             raise InputError("--compile: the network has no blocks that are trained")
         self.compiler.on = False
-        self.eager, self.compiled, self.seconds = Counts(), Counts(), 0.0
+        self.found: dict[int, tuple[int, int]] = {}
 
     @contextmanager
     def on(self) -> Iterator[None]:
@@ -90,34 +114,29 @@ class Turns:
         finally:
             self.compiler.on = False
 
-    def counting(self) -> Iterator[None]:
-        """Yields three times, each for the caller to make one update before it goes on."""
-        counter = OutsideCounter()
-        with counter:
-            yield
-        self.eager = counter.counts
+    def counting(self) -> Iterator[int]:
+        """Yields batch sizes, each for the caller to make one update of before it goes on."""
+        self.backend.counting, counter = True, OutsideCounter()
         with self.on():
-            began = time.perf_counter()
-            yield
-            self.seconds = time.perf_counter() - began
-            counter.again()
-            before = dataclasses.replace(self.fused)
-            with counter:
-                yield
-        self.compiled = counter.counts
-        self.compiled.kernels += self.fused.kernels - before.kernels
-        self.compiled.moved += self.fused.moved - before.moved
+            for batch in SMALL:
+                yield batch
+                counter.again()
+                self.backend.kernels = self.backend.moved = 0
+                with counter:
+                    yield batch
+                seen = counter.counts
+                self.found[batch] = (
+                    seen.kernels + self.backend.kernels,
+                    seen.moved + self.backend.moved,
+                )
+        self.backend.counting = False
+        torch.compiler.reset()
 
-    def step(self, eager: Step, batch: int) -> Step:
-        """The counted eager step less what compiling takes away from one of `batch` images.
-
-        What is alive at the end of the forward pass was not counted again, and is the eager step's.
-        """
-        moved = (self.eager.moved - self.compiled.moved) / batch
-        kernels = self.eager.kernels - self.compiled.kernels
-        return dataclasses.replace(
-            eager, moved_image=eager.moved_image - moved, kernels=eager.kernels - kernels
-        )
+    def step(self, eager: Step) -> Step:
+        """The counted step; what is alive was not counted again, and is the eager step's."""
+        small, large = (self.found[batch] for batch in SMALL)
+        image, step = line(small[1], large[1], SMALL)
+        return dataclasses.replace(eager, kernels=large[0], moved_image=image, moved_step=step)
 
 
 def _refuse(text: str) -> None:
@@ -125,7 +144,7 @@ def _refuse(text: str) -> None:
 
 
 def figures(
-    turns: Turns, eager: Sequence[float], compiled: Sequence[dict[str, float]]
+    step: Step, eager: Sequence[float], compiled: Sequence[dict[str, float]]
 ) -> dict[str, Any]:
     """What a row tells of the compiled step; `ratio`: how often it fits into the eager one."""
     seconds = [sum(parts.values()) for parts in compiled]
@@ -136,7 +155,5 @@ def figures(
         "step": statistics.median(seconds),
         "ratio": statistics.median(eager) / statistics.median(seconds),
         "interval": ratio_interval(eager, seconds),
-        "compile_seconds": turns.seconds,
-        "kernels": {"eager": turns.eager.kernels, "compiled": turns.compiled.kernels},
-        "moved": {"eager": turns.eager.moved, "compiled": turns.compiled.moved},
+        "counts": vars(step),
     }

@@ -160,9 +160,9 @@ class _Run:
         choose_kernels(module, torch.device("cuda"), self.precision)
         for batch in counting_updates(self._networks(), self.found):
             yield from self._update(batch)
-        batch = self.subject.optimisation.batch
-        for _ in self.turns.counting() if self.turns is not None else ():
+        for batch in self.turns.counting() if self.turns is not None else ():
             yield from self._update(batch)
+        batch = self.subject.optimisation.batch
         choose_kernels(module, device, self.precision)
         yield from self._update(batch)
         yield from self._compiled_update(batch)

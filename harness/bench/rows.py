@@ -95,9 +95,9 @@ def row(subject: Subject, setting: Setting) -> dict[str, Any]:
         "projections": projections(ours.step, subject, setting.gpus),
     }
     if ours.turns is not None:
-        step = ours.turns.step(ours.step, subject.optimisation.batch)
+        step = ours.turns.step(ours.step)
         found["compiled"] = {
-            **figures_compiled(ours.turns, ours.seconds, ours.compiled),
+            **figures_compiled(step, ours.seconds, ours.compiled),
             "projections": projections(step, subject, setting.gpus),
         }
     if peer is not None:

@@ -91,8 +91,7 @@ def counted(rows: Sequence[Row]) -> str:
 def compiled(rows: Sequence[Row]) -> str:
     """The step with compiled blocks, measured in turn with the eager one."""
     columns = ("method", "precision", "eager, s", "compiled, s", "ratio", "95 % interval",
-               "kernels: eager, compiled", "MiB outside products: eager, compiled",
-               "compiling, s")  # fmt: skip
+               "kernels: eager, compiled", "MiB/image outside products", "MiB/step")  # fmt: skip
     lines = [
         [
             str(row["name"]),
@@ -101,14 +100,17 @@ def compiled(rows: Sequence[Row]) -> str:
             f"{found['step']:.3g}",
             f"{found['ratio']:.2f}",
             "{:.2f} to {:.2f}".format(*found["interval"]),
-            "{eager:.0f}, {compiled:.0f}".format(**found["kernels"]),
-            ", ".join(f"{found['moved'][how] / 2**20:.0f}" for how in ("eager", "compiled")),
-            f"{found['compile_seconds']:.0f}",
+            *_before_and_after(row["counts"], found["counts"]),
         ]
         for row in rows
         if (found := row.get("compiled"))
     ]
     return markdown_table(columns, lines)
+
+
+def _before_and_after(eager: Row, compiled: Row) -> Iterator[str]:
+    for name, unit in (("kernels", 1), ("moved_image", 2**20), ("moved_step", 2**20)):
+        yield f"{eager[name] / unit:.0f}, {compiled[name] / unit:.0f}"
 
 
 def peers(rows: Sequence[Row]) -> str:
