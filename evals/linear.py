@@ -27,6 +27,9 @@ MAE_BASE = Optimisation(
 )
 
 
+FIXED = "fixed, as in validation; cached features (its own protocol)"
+
+
 @dataclass(frozen=True)
 class LinearProbe:
     """BatchNorm without affine and a linear layer on features of the frozen encoder (MAE's recipe).
@@ -38,6 +41,8 @@ class LinearProbe:
         them is chosen on those images. The published rate's head (`top1`) trains on all images.
     milestone: the share of the pretraining's schedule after which the encoder is probed; below 1
         the pretraining must have kept it (`Pretraining.milestones`).
+    views: "random" for a new crop and flip of an image whenever it is seen; "fixed" for one view,
+        the validation's, whose features are computed once: a protocol of its own, far cheaper.
     """
 
     kind: ClassVar[str] = "linear"
@@ -55,6 +60,7 @@ class LinearProbe:
     seed: int = 0
     threads: int = 0
     milestone: float = 1.0
+    views: Literal["random", "fixed"] = "random"
 
     def __post_init__(self) -> None:
         check_milestone(self.milestone)
@@ -86,6 +92,7 @@ class LinearProbe:
             "resize": self.validation.shorter_side,
             "interpolation": self.validation.interpolation,
             "statistics": self.validation.statistics,
+            "training views": FIXED if self.views == "fixed" else "random crops and flips",
             **optimisation_card(self.optimisation),
             "reported": "last, at the published rate",
             "pretrained for": f"{self.milestone:.0%} of the schedule",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from evals.accuracy import accuracies, evaluation_batch
 from evals.encoders import Timm, build_frozen, check_views, features, source
 from evals.linear import LinearProbe
+from evals.linear_cached import NOTICE, CachedStream, cached_features
 from methods.data.augment import ToSample
 from methods.data.mixing import normalise, to_float
 from methods.data.stream import Stream, evaluation_batches
@@ -103,7 +105,7 @@ class Probing:
 
     def __init__(self, heads: Heads, frozen: Frozen, rates: Sequence[float], decay: float) -> None:
         self.module: nn.Module = heads
-        self.frozen = {"encoder": frozen}
+        self.frozen: dict[str, Frozen] = {"encoder": frozen}
         self._heads, self._rates, self._decay = heads, rates, decay
 
     def groups(self) -> list[dict[str, Any]]:
@@ -183,13 +185,25 @@ def run(task: LinearProbe, work: Work) -> dict[str, float]:
     extract = frozen_features(task, work, device)
     train = task.data.open(work.data, "train")
     probing, heads = build_probing(task, extract)
-    views = ToSample(task.augmentation.build())
-    optimisation = task.optimisation
+    optimisation, layout = task.optimisation, work.layout
+    spent = 0.0
+    if task.views == "fixed":
+        work.alarm(NOTICE)
+        began = time.monotonic()
+        known = cached_features(task, work, train, extract, device)
+        spent = time.monotonic() - began
+        probing.frozen = {"encoder": nn.Identity()}
 
-    def stream(start: int) -> Stream:
-        return Stream(train, views, optimisation.batch, task.seed, work.layout, start, unit=1)
+        def stream(start: int) -> Iterable[list[Micro]]:
+            return CachedStream(*known, optimisation.batch, task.seed, layout, start)
+    else:
+        views = ToSample(task.augmentation.build())
+
+        def stream(start: int) -> Iterable[list[Micro]]:
+            return Stream(train, views, optimisation.batch, task.seed, layout, start, unit=1)
 
     fit(probing, optimisation, stream, work, len(train), task.seed)
+    work.report["seconds"] = float(work.report["seconds"]) + spent
     heads.to(device).eval()
     return _evaluate(task, work, heads, extract, train, device)
 

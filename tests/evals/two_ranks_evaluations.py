@@ -16,6 +16,7 @@ from methods.engine.work import Layout, Work
 # Dropout draws anew on each rank.
 TASKS: dict[str, Any] = {
     "linear": linear(),
+    "linear of fixed views": linear(views="fixed"),
     "finetune": finetune(drop_path=0.0),
     "segmentation": segmentation(dropout=0.0, drop_path=0.0),
     "knn": knn(),
