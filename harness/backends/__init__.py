@@ -32,6 +32,12 @@ class Attempt:
         """attempts/<id>/, with job.json and the logs."""
         return self.folder / "attempts" / self.id
 
+    @property
+    def place_on_nodes(self) -> Path:
+        """`place` for another process: links to the store are followed, links inside it kept."""
+        root = self.folder.parents[1].resolve()
+        return root / self.folder.parent.name / self.folder.name / "attempts" / self.id
+
 
 @dataclass(frozen=True)
 class JobState:

@@ -34,7 +34,7 @@ class LocalBackend:
         if attempt.code not in self.forking:
             self.forking[attempt.code] = Forking(attempt.code)
         executor = ForkingExecutor(attempt.place, attempt.kind, self.forking[attempt.code])
-        job = executor.submit(StageJob(str(attempt.place.absolute())))
+        job = executor.submit(StageJob(str(attempt.place_on_nodes)))
         return f"{job.job_id}.{_start_of(int(job.job_id))}"
 
     def query(self, attempts: Iterable[Mapping[str, object]]) -> dict[str, JobState]:

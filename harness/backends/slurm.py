@@ -76,7 +76,7 @@ class SlurmBackend:
         # What sbatch says when it refuses comes with the error, and need not be printed as well.
         with self._environment(), contextlib.redirect_stderr(io.StringIO()):
             try:
-                job = self._executor(attempt).submit(StageJob(str(attempt.place.absolute())))
+                job = self._executor(attempt).submit(StageJob(str(attempt.place_on_nodes)))
             except (FailedJobError, FailedSubmissionError, FileNotFoundError) as error:
                 raise _failure(str(error)) from None
         self._in_queue = (self._in_queue or 0) + 1
