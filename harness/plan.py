@@ -140,6 +140,7 @@ class _Builder:
         self.study, self.scale, self.changes = study, scale, changes
         self.frozen: dict[str, Stage] = {}
         self.above: list[str] = []
+        self.known: dict[tuple[str, Any], Any] = {}
 
     def row(self, row: StudyRow, seed: int) -> Row:
         where = f"study {self.study.name}, row {row.method}"
@@ -209,6 +210,15 @@ class _Builder:
         return with_fields(self.scaled(kind, task), changes_for(kind, changed), where)
 
     def scaled(self, kind: str, task: Any) -> Any:
+        """The task with the scale over it; tasks that differ in the seed alone are scaled once."""
+        if "seed" in self.scale.tasks.get(kind, {}):
+            return self._scaled(kind, task)
+        known = kind, replace(task, seed=0)
+        if known not in self.known:
+            self.known[known] = self._scaled(*known)
+        return replace(self.known[known], seed=task.seed)
+
+    def _scaled(self, kind: str, task: Any) -> Any:
         where = f"scale {self.scale.name}"
         task = by_type(task, self.scale.parts, f"{where}, parts")
         task = with_fields(task, self.scale.tasks.get(kind, {}), f"{where}, tasks.{kind}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -94,9 +95,9 @@ class Study:
             raise ValueError("methods or rows must name at least one method")
         if any(not 0 <= seed < 2**31 for seed in self.seeds):
             raise ValueError("seeds must be from 0 to 2147483647")
-        labels = [(row.method, row.variant) for row in self.all_rows()]
-        for method, variant in labels:
-            if labels.count((method, variant)) > 1:
+        labels = Counter((row.method, row.variant) for row in self.all_rows())
+        for (method, variant), count in labels.items():
+            if count > 1:
                 raise ValueError(f"rows has {method} {variant!r} twice; give it a variant")
 
     def all_rows(self) -> tuple[StudyRow, ...]:

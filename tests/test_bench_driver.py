@@ -30,7 +30,7 @@ def test_a_made_study_has_nothing_left_to_do(tmp_path: Path) -> None:
 
 
 def test_a_command_that_fails_is_told(tmp_path: Path) -> None:
-    driver.made_study(tmp_path / "made", driver.many(4))
+    driver.made_study(tmp_path / "made", driver.many(12))
     with pytest.raises(RuntimeError, match=r"report .*no study"):
         driver.command(tmp_path, "report", "made", "another")
 
@@ -62,13 +62,13 @@ def test_sizes_are_rising_numbers(words: str) -> None:
 
 @pytest.mark.long
 def test_the_command_prints_and_keeps(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["bench", "--driver", "8", "--format", "json", "--out", str(tmp_path)]
+    words = ["bench", "--driver", "12", "--format", "json", "--out", str(tmp_path)]
     with pytest.raises(SystemExit) as left:
         main(words)
     assert left.value.code == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows == read(tmp_path)
     names = [row["name"] for row in rows]
-    assert names[0] == "plan of 8" and names[-1] == "sync of 8 x 5000 points to MLflow"
-    assert "run of 21" in names and "report --format html of 8" in names
-    assert "| plan of 8 | 8 |" in driver.render(rows)
+    assert names[0] == "plan of 12" and names[-1] == "sync of 8 x 5000 points to MLflow"
+    assert "run of 21" in names and "report --format html of 12" in names
+    assert "| plan of 12 | 12 |" in driver.render(rows)

@@ -22,14 +22,15 @@ from harness.plan import Plan, make_plan
 from harness.report.markup import markdown_table
 from harness.run import about_stage
 from harness.store import Outcome, Store, write_json
-from harness.study import Study, load_scale, load_study, plan_name
+from harness.study import Study, StudyRow, load_scale, load_study, plan_name
 from methods.errors import InputError
-from methods.values import to_plain
+from methods.values import from_plain, to_plain
 
 FORWARDED, POINTS = 8, 5000
 """Stages whose curves go to MLflow, and numbers in each."""
 LINES = 100
 CURVE = ("loss", "lr", "images_per_second", "progress")
+SEEDS, PER_ROW = (0, 1, 2), 12
 METRICS = {"linear": "top1", "finetune": "top1", "segmentation": "mIoU"}
 
 
@@ -80,28 +81,41 @@ def measured(sizes: Sequence[int]) -> Iterator[dict[str, Any]]:
 
 
 def many(stages: int) -> Study:
-    """A study of so many stages: four for each seed of MAE."""
-    evals: Any = tuple(METRICS)
-    return Study("many", methods=("mae",), evals=evals, seeds=tuple(range(stages // 4)))
+    """A study of so many stages or up to eleven more: a dozen for each change of MAE's masking."""
+    count, evals = -(-stages // PER_ROW), tuple(METRICS)
+    rows = (
+        StudyRow("mae", f"v{number}", {"masking.ratio": 0.2 + 0.6 * number / count})
+        for number in range(count)
+    )
+    return from_plain(Study, {
+        "name": "many", "rows": [to_plain(row) for row in rows], "evals": evals, "seeds": SEEDS
+    })  # fmt: skip
 
 
 def as_toml(study: Study) -> str:
     """The study as a file."""
-    lists = {"methods": study.methods, "evals": study.evals, "seeds": study.seeds}
+    lists = {"evals": study.evals, "seeds": study.seeds}
     lines = [f"{name} = {json.dumps(list(items))}" for name, items in lists.items()]
+    for row in study.rows:
+        lines += ["[[rows]]", f'method = "{row.method}"', f'variant = "{row.variant}"']
+        lines += [f"set = {{ {json.dumps(name)} = {plain} }}" for name, plain in row.set.items()]
     return "\n".join([f'name = "{study.name}"', *lines, ""])
 
 
 def planning(stages: int) -> dict[str, Any]:
     """Making the plan of a study, with every stage's key and what its stage.json says."""
     study, scale = many(stages), load_scale("mini")
-    make_plan(many(4), scale)  # imports
+    make_plan(many(PER_ROW), scale)  # imports
     began = time.process_time()
     plan = make_plan(study, scale)
     for stage in plan.stages.values():
         about_stage(plan, stage, {})
     seconds = time.process_time() - began
-    return {"name": f"plan of {stages}", "stages": len(plan.stages), "processor_seconds": seconds}
+    return {
+        "name": f"plan of {len(plan.stages)}",
+        "stages": len(plan.stages),
+        "processor_seconds": seconds,
+    }
 
 
 def made_study(root: Path, study: Study) -> Plan:
@@ -141,25 +155,32 @@ def command(root: Path, verb: str, store: str, study: str, *words: str) -> dict[
     return {"name": f"{verb} {said} of {folders}".replace("  ", " "), "stages": folders, **done}
 
 
+# Of a child that this process starts, the system would tell the memory of this one, if larger.
+SMALL_PARENT = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+child = subprocess.Popen(sys.argv[2:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(child.pid, 0)
+found = [usage.ru_utime + usage.ru_stime, time.perf_counter() - began, usage.ru_maxrss]
+open(sys.argv[1], "w").write(json.dumps(found))
+sys.exit(os.waitstatus_to_exitcode(status))
+"""
+
+
 def timed(words: Sequence[str], folder: Path) -> dict[str, Any]:
     """Run a command that must succeed, its output thrown away; see `command`."""
     code = Path(__file__).resolve().parents[2]
-    environment = {**os.environ, "PYTHONPATH": str(code), "PYTHONDONTWRITEBYTECODE": ""}
-    log = folder / "errors.txt"
-    began = time.perf_counter()
-    with log.open("wb") as errors:
-        process = subprocess.Popen(
-            words, cwd=folder, env=environment, stdout=subprocess.DEVNULL, stderr=errors
-        )
-        _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        told = log.read_text(errors="replace").strip().rpartition("\n")[2]
-        raise RuntimeError(f"{' '.join(words[2:])}: {told}")
+    environment = {**os.environ, "PYTHONPATH": str(code)}
+    parent = [sys.executable, "-S", "-c", SMALL_PARENT, "usage.json", *words]
+    done = subprocess.run(parent, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(words[2:])}: {done.stderr.strip().rpartition(chr(10))[2]}")
+    processor, wall, memory = json.loads((folder / "usage.json").read_text())
+    unit = 1 if sys.platform == "darwin" else 1024
     return {
-        "processor_seconds": usage.ru_utime + usage.ru_stime,
-        "wall_seconds": time.perf_counter() - began,
-        "memory_mb": usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6,
+        "processor_seconds": processor,
+        "wall_seconds": wall,
+        "memory_mb": memory * unit / 1e6,
     }
 
 
@@ -169,11 +190,12 @@ def forwarding(root: Path) -> dict[str, Any]:
     made_study(place, Study("first", methods=("simmim",), evals=("linear",)))
     words = [sys.executable, "-m", "harness.cli", "sync", "--store", place.name, "--study"]
     timed([*words, "first"], root)
-    made_study(place, many(FORWARDED))
+    evals: Any = tuple(METRICS)
+    made_study(place, Study("second", methods=("mae",), evals=evals, seeds=SEEDS[: FORWARDED // 4]))
     for path in place.glob("*/*/metrics.jsonl"):
         path.write_text(made_curve(POINTS // len(CURVE)))
     name = f"sync of {FORWARDED} x {POINTS} points to MLflow"
-    return {"name": name, "stages": FORWARDED, **timed([*words, "many"], root)}
+    return {"name": name, "stages": FORWARDED, **timed([*words, "second"], root)}
 
 
 def render(rows: Sequence[Mapping[str, Any]]) -> str:
