@@ -105,7 +105,8 @@ def test_compiled_blocks_have_the_same_gradients(frozen: Frozen, name: str) -> N
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0 and compiler.on
     assert expected.keys() == found.keys()
     for key, value in expected.items():
-        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-6, msg=key)
+        # Some are nothing but rounding: a bias before a batch norm has none.
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 def trained(method: Method, needs: dict[str, Path], folder: Path, layout: Layout) -> Work:
