@@ -158,6 +158,7 @@ def test_a_server_that_was_down_is_made_level_later(
     assert tracking.sync(empty, server.uri).written == 0
 
 
+@pytest.mark.long
 def test_a_server_that_lost_its_database_is_made_level_again(
     empty: Store, server: Server, fresh_database: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
