@@ -110,6 +110,9 @@ class Work:
     def rewind(self, step: int) -> int:
         """Drop the metrics after update `step` and a torn last line, on rank 0.
 
+        The loop logs an update once; a further line of the last update is of what came after the
+        training, and is dropped too, since that is done again.
+
         Returns how many updates past `step` had been logged: those that are done a second time.
         """
         if self.layout.rank != 0 or not self.metrics.exists():
@@ -117,7 +120,10 @@ class Work:
         lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
         entries = [(line, entry) for line in lines if (entry := read_line(line)) is not None]
         last = max((entry["step"] for _, entry in entries), default=0)
-        kept = "".join(f"{line}\n" for line, entry in entries if entry["step"] <= step)
+        kept, newest = "", -1
+        for line, entry in entries:
+            if newest < entry["step"] <= step:
+                kept, newest = f"{kept}{line}\n", int(entry["step"])
         aside = self.metrics.with_name(".metrics.jsonl.new")
         aside.write_text(kept, encoding="utf-8")
         os.replace(aside, self.metrics)

@@ -156,6 +156,16 @@ def test_finished_training_is_not_repeated(tmp_path: Path) -> None:
     assert work.report["steps"] == 12
 
 
+def test_what_is_logged_after_the_training_is_logged_once(tmp_path: Path) -> None:
+    """A stage killed between its evaluation and its outcome evaluates again."""
+    for _ in range(2):
+        _, work = run(tmp_path)
+        work.log(12, accuracy=0.5)
+    found = lines(tmp_path)
+    assert [line["step"] for line in found] == [*range(1, 13), 12]
+    assert found[-1] == {"step": 12, "accuracy": 0.5}
+
+
 def test_nan_names_the_metric_and_the_last_good_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="loss is (nan|inf) at update 4; .*: none") as raised:
         run(tmp_path / "none", broken_at=3)
