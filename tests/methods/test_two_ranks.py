@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -15,42 +16,62 @@ import two_rank_methods
 HERE = Path(__file__).parent
 
 
-def start(rank: int, port: int, places: list[Path]) -> subprocess.Popen[bytes]:
+def start(
+    rank: int, port: int, places: list[Path], names: tuple[str, ...]
+) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(port),
     }
-    command = [sys.executable, str(HERE / "two_rank_methods.py"), str(rank), *map(str, places)]
+    command = [sys.executable, str(HERE / "two_rank_methods.py"), str(rank)]
+    command += [*map(str, places), *names]
     return subprocess.Popen(command, env=environment, stderr=(places[0] / f"{rank}").open("wb"))
 
 
-@pytest.fixture(scope="module")
-def both(tmp_path_factory: pytest.TempPathFactory, needs: dict[str, Path]) -> tuple[Path, Path]:
-    """The folders of all methods as one rank, and as two, left them."""
-    root = tmp_path_factory.mktemp("ranks")
+def train(root: Path, frozen: Path, *names: str) -> tuple[Path, Path]:
+    """The folders of all methods, or of `names`, as one rank, and as two, left them."""
     one, two, data = root / "one", root / "two", root / "data"
     two.mkdir()
     two_rank_methods.DATA.prepare(data)
-    frozen = needs["clip"].parent
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [start(rank, port, [two, frozen, data]) for rank in (0, 1)]
-    two_rank_methods.run_all(one, frozen, data, rank=0, world=1)
+    ranks = [start(rank, port, [two, frozen, data], names) for rank in (0, 1)]
+    named = names or two_rank_methods.NAMES
+    two_rank_methods.run_all(one, frozen, data, rank=0, world=1, names=named)
     codes = [rank.wait(timeout=400) for rank in ranks]
     assert codes == [0, 0], "\n".join((two / f"{rank}").read_text() for rank in (0, 1))
     return one, two
 
 
-@pytest.mark.parametrize("name", two_rank_methods.NAMES)
-def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
+@pytest.fixture(scope="module")
+def both(tmp_path_factory: pytest.TempPathFactory, needs: dict[str, Path]) -> tuple[Path, Path]:
+    """Of all methods: the folders that one rank, and two, left."""
+    return train(tmp_path_factory.mktemp("ranks"), needs["clip"].parent)
+
+
+def assert_alike(folders: tuple[Path, Path], name: str) -> None:
     curves = []
-    for folder in both:
+    for folder in folders:
         lines = (folder / name / "metrics.jsonl").read_text().splitlines()
         curves.append([json.loads(line)["loss"] for line in lines])
     assert len(curves[0]) == 4
     assert curves[1] == pytest.approx(curves[0], rel=5e-3)
+
+
+@pytest.mark.parametrize("name", two_rank_methods.NAMES)
+def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
+    assert_alike(both, name)
+
+
+@pytest.mark.long
+@pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
+def test_two_ranks_train_alike_compiled(tmp_path: Path, needs: dict[str, Path]) -> None:
+    """And with blocks that are computed a second time."""
+    folders = train(tmp_path, needs["clip"].parent, "simmim")
+    assert_alike(folders, "simmim")
+    assert not (folders[1] / "simmim" / "alarms.txt").exists()  # it has not fallen back
 
 
 @pytest.mark.parametrize("name", two_rank_methods.NAMES)

@@ -1,8 +1,12 @@
-"""All methods by two ranks: `python two_rank_methods.py RANK FOLDER FROZEN DATA`."""
+"""All methods by two ranks: `python two_rank_methods.py RANK FOLDER FROZEN DATA [METHOD]`.
+
+A METHOD that is named is trained alone, with compiled blocks that are computed a second time.
+"""
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,20 +23,29 @@ NAMES = (*methods.names(), *VARIANTS)
 DATA = Patchwork(train=32, teacher=10, validation=10)
 
 
-def run_all(folder: Path, frozen: Path, data: Path, rank: int, world: int) -> None:
+def run_all(
+    folder: Path,
+    frozen: Path,
+    data: Path,
+    rank: int,
+    world: int,
+    names: Sequence[str] = NAMES,
+    **layout: bool,
+) -> None:
     """4 updates of 8 images of each method and variant, without drop path, in `folder`/<method>."""
-    for name in NAMES:
+    for name in names:
         method = tiny(name)
         method = replace(method, encoder=replace(method.encoder, drop_path=0.0))
         (folder / name).mkdir(parents=True, exist_ok=True)
         needs = {role: frozen / role for role in method.needs}
-        layout = Layout(rank=rank, world=world, local_rank=rank)
-        work = Work(folder=folder / name, needs=needs, data=data, layout=layout)
+        ranks = Layout(rank=rank, world=world, local_rank=rank, **layout)
+        work = Work(folder=folder / name, needs=needs, data=data, layout=ranks)
         Pretraining(method, DATA).run(work)
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    places = [Path(each) for each in sys.argv[2:]]
-    run_all(places[0], places[1], places[2], rank=int(sys.argv[1]), world=2)
+    rank, places, named = int(sys.argv[1]), [Path(each) for each in sys.argv[2:5]], sys.argv[5:]
+    executed = {"compile": True, "activation_checkpointing": True} if named else {}
+    run_all(*places, rank=rank, world=2, names=named or NAMES, **executed)
     distributed.close()
