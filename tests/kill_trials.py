@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -64,13 +65,17 @@ class Trials:
         wanted = self.straight[stage.key]
         empty(folder)
         interval = self.random.choice((0.0, 0.0, 0.1))
-        redone = kills = 0
+        redone = waiting = kills = 0
         while self.store.outcome(folder) is None:
             again = kills < 1 or (kills < 3 and self.random.random() < 0.3)
             moment = self.moment(folder, wanted) if again else None
-            if self.attempt(stage, folder, interval, moment):
+            before = resumes(folder)
+            killed = self.attempt(stage, folder, interval, moment)
+            if not killed or resumes(folder) > before:  # it came far enough to do it again
+                redone, waiting = redone + waiting, 0
+            if killed:
                 kills += 1
-                redone += lost(folder, interval)
+                waiting = lost(folder, interval)
         outcome = self.store.outcome(folder)
         assert outcome is not None and outcome.done, f"{folder}: {outcome and outcome.reason}"
         assert same(self.result(folder), wanted), f"{folder} differs from the stage never stopped"
@@ -141,6 +146,13 @@ def empty(folder: Path) -> None:
             shutil.rmtree(path)
         elif path.name != "stage.json":
             path.unlink()
+
+
+def resumes(folder: Path) -> int:
+    """How many attempts have taken up the work of others and rewound what these had logged."""
+    path = folder / "state" / "resumes.json"
+    past = json.loads(path.read_text()) if path.exists() else {"resumed": 0, "marked": 0}
+    return int(past["resumed"]) - bool(past["marked"])
 
 
 def lost(folder: Path, interval: float) -> int:

@@ -122,7 +122,7 @@ class _Run:
             self._load(checkpoint.read(path))
         if distributed.rank() == 0:
             checkpoint.discard_unfinished(self.state)
-        self.cost.resume(self.done, self.work.rewind(self.done))
+        self.cost.resume(self.done)
         if distributed.world() > 1:
             # No static_graph: its first update must synchronise, which accumulation does not.
             self.model = DistributedDataParallel(

@@ -119,17 +119,23 @@ class Cost:
             yield
         self.flops = counter.get_total_flops() / max(images, 1)
 
-    def resume(self, done: int, redone: int) -> None:
-        """Count that an earlier attempt had come to update `done`, and `redone` updates further."""
+    def resume(self, done: int) -> None:
+        """Count that an earlier attempt had come to update `done` and further, and forget that.
+
+        What is counted is marked until metrics.jsonl is rewound, so that an attempt that is killed
+        in between counts nothing twice.
+        """
         path = self.work.folder / "state" / "resumes.json"
         if distributed.rank() != 0:
             return
-        past = _past(path)
+        past, redone = _past(path), self.work.logged_after(done)
         if done or redone:
             past["resumed"] += 1
-            past["redone_steps"] += redone
-            with checkpoint.replacing(path) as aside:
-                aside.write_text(json.dumps(past))
+            past["redone_steps"] += redone if past["marked"] != redone else 0
+            _keep(path, {**past, "marked": redone})
+        self.work.rewind(done)
+        if done or redone:
+            _keep(path, {**past, "marked": 0})
         self.resumed, self.redone = past["resumed"], past["redone_steps"]
 
     def report(self) -> None:
@@ -173,10 +179,15 @@ class Cost:
 def _past(path: Path) -> dict[str, int]:
     """What state/resumes.json counts; from the beginning where the file is missing or damaged."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return {name: int(found[name]) for name in ("resumed", "redone_steps")}
+        found = {"marked": 0, **json.loads(path.read_text(encoding="utf-8"))}
+        return {name: int(found[name]) for name in ("resumed", "redone_steps", "marked")}
     except (OSError, ValueError, LookupError, TypeError):
-        return {"resumed": 0, "redone_steps": 0}
+        return {"resumed": 0, "redone_steps": 0, "marked": 0}
+
+
+def _keep(path: Path, past: dict[str, int]) -> None:
+    with checkpoint.replacing(path) as aside:
+        aside.write_text(json.dumps(past))
 
 
 def _resident_bytes() -> int:

@@ -107,27 +107,32 @@ class Work:
         except OSError as error:
             raise StageError("disk", f"{path}: {error.strerror}") from error
 
-    def rewind(self, step: int) -> int:
+    def logged_after(self, step: int) -> int:
+        """How many updates past `step` are in metrics.jsonl: they will be done a second time."""
+        return int(max(0, max((entry["step"] for _, entry in self._lines()), default=0) - step))
+
+    def rewind(self, step: int) -> None:
         """Drop the metrics after update `step` and a torn last line, on rank 0.
 
         The loop logs an update once; a further line of the last update is of what came after the
         training, and is dropped too, since that is done again.
-
-        Returns how many updates past `step` had been logged: those that are done a second time.
         """
         if self.layout.rank != 0 or not self.metrics.exists():
-            return 0
-        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-        entries = [(line, entry) for line in lines if (entry := read_line(line)) is not None]
-        last = max((entry["step"] for _, entry in entries), default=0)
+            return
         kept, newest = "", -1
-        for line, entry in entries:
+        for line, entry in self._lines():
             if newest < entry["step"] <= step:
                 kept, newest = f"{kept}{line}\n", int(entry["step"])
         aside = self.metrics.with_name(".metrics.jsonl.new")
         aside.write_text(kept, encoding="utf-8")
         os.replace(aside, self.metrics)
-        return int(max(0, last - step))
+
+    def _lines(self) -> list[tuple[str, dict[str, float]]]:
+        """The whole lines of metrics.jsonl, each with its numbers."""
+        if not self.metrics.exists():
+            return []
+        lines = self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+        return [(line, entry) for line in lines if (entry := read_line(line)) is not None]
 
 
 def read_line(line: str | bytes) -> dict[str, float] | None:

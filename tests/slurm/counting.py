@@ -56,7 +56,8 @@ class Counting:
         state = work.folder / "state" / "count.json"
         state.parent.mkdir(exist_ok=True)
         done = json.loads(state.read_text())["step"] if state.exists() else 0
-        work.report["redone_steps"] = work.rewind(done)
+        work.report["redone_steps"] = work.logged_after(done)
+        work.rewind(done)
         with (work.folder / "starts.log").open("a") as file:
             file.write(f"{slurm_job.owner()} {done}\n")
         return int(done)
