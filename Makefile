@@ -2,7 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 
-.PHONY: run test test-long check setup system clean
+.PHONY: run test test-long check audit setup system clean
 
 run: setup
 	$(BIN)/harness run
@@ -19,6 +19,11 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+audit:
+	$(PYTHON) -m venv .venv-audit
+	.venv-audit/bin/python -m pip install --quiet pip-audit
+	.venv-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement constraints.txt
+
 setup: .venv/installed
 
 .venv/installed: pyproject.toml constraints.txt
@@ -32,4 +37,4 @@ system:
 	tests/system-packages
 
 clean:
-	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	rm -rf .venv .venv-audit build *.egg-info .mypy_cache .ruff_cache .pytest_cache
