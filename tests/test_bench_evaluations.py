@@ -22,6 +22,14 @@ TINY = load_scale("tiny")
 NAMES = ("linear", "finetune", "segmentation")
 
 
+@pytest.fixture(autouse=True)
+def own_log(request: pytest.FixtureRequest) -> None:
+    """mmengine writes to the newest logger, which may be of another test's Runner, and closed."""
+    from mmengine.logging import MMLogger
+
+    MMLogger.get_instance(request.node.name)
+
+
 def subject(name: str) -> Any:
     torch.set_num_threads(1)
     (found,) = evaluation_subjects([name], TINY, "fp32", 4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -23,3 +24,4 @@ def main(rank: int, folder: Path, data: Path, clip: Path) -> None:
 
 if __name__ == "__main__":
     main(int(sys.argv[1]), *(Path(word) for word in sys.argv[2:]))
+    os._exit(0)  # at the interpreter's own end torch's threads abort it now and then
