@@ -9,11 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from evals.accuracy import evaluation_batch
+from evals.frozen import features_of, frozen_features
 from evals.knn import NearestNeighbours
-from evals.linear_training import frozen_features
-from methods.data.augment import ToSample
-from methods.data.stream import evaluation_batches
 from methods.engine.distributed import all_reduce, gather, setup
 from methods.engine.work import Work
 
@@ -46,13 +43,8 @@ def _collect(
 ) -> tuple[Tensor, Tensor]:
     """Features (n,D) of unit length and labels (n,) of this rank's share of the split."""
     images = task.data.open(work.data, split)
-    views = ToSample(task.validation.build())
-    size = evaluation_batch(work.layout.device_batch)
-    found, labels = [], []
-    for batch in evaluation_batches(images, views, size, work.layout):
-        found.append(F.normalize(extract(batch["image"].to(device)), dim=-1))
-        labels.append(batch["label"].to(device))
-    return torch.cat(found), torch.cat(labels)
+    found, labels, _ = features_of(images, extract, task, work, device)
+    return F.normalize(found, dim=-1), labels
 
 
 def nearest(queries: Tensor, bank: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:

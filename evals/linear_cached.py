@@ -8,10 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evals.accuracy import evaluation_batch
+from evals.frozen import features_of
 from evals.linear import LinearProbe
-from methods.data.augment import ToSample
-from methods.data.stream import evaluation_batches, positions, split_batch
+from methods.data.stream import positions, split_batch
 from methods.engine.device import autocast
 from methods.engine.distributed import gather
 from methods.engine.work import Layout, Work
@@ -34,16 +33,10 @@ def cached_features(
     Each is seen as in validation. They take 4 n D bytes of the device's memory: 3.9 GB for ImageNet
     and ViT-B. A stage that resumes computes them again.
     """
-    views = ToSample(task.validation.build())
-    size = evaluation_batch(work.layout.device_batch)
-    features, labels, places = [], [], []
     with torch.no_grad(), autocast(device, task.optimisation.precision):
-        for batch in evaluation_batches(images, views, size, work.layout):
-            features.append(extract(batch["image"].to(device)))
-            labels.append(batch["label"].to(device))
-            places.append(batch["index"].to(device))
-    order = gather(torch.cat(places)).argsort()
-    return gather(torch.cat(features))[order], gather(torch.cat(labels))[order]
+        features, labels, places = features_of(images, extract, task, work, device)
+    order = gather(places).argsort()
+    return gather(features)[order], gather(labels)[order]
 
 
 class CachedStream:

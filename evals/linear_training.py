@@ -11,11 +11,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.accuracy import accuracies, evaluation_batch
-from evals.encoders import Timm, build_frozen, check_views, features, source
+from evals.frozen import Features, frozen_features
 from evals.linear import LinearProbe
 from evals.linear_cached import NOTICE, CachedStream, cached_features
 from methods.data.augment import ToSample
-from methods.data.mixing import normalise, to_float
 from methods.data.stream import Stream, evaluation_batches
 from methods.engine.device import autocast
 from methods.engine.distributed import all_reduce, setup
@@ -148,28 +147,6 @@ class EveryNth:
 
     def __getitem__(self, index: int) -> Any:
         return self._whole[index * self._n]
-
-
-class Features(nn.Module):
-    """A frozen encoder with the pooling, layer and statistics of a task that reads features."""
-
-    def __init__(self, encoder: Timm, task: Any) -> None:
-        super().__init__()
-        self.encoder, self._task = encoder, task
-        self.width = int(encoder.num_features)
-
-    @torch.no_grad()
-    def forward(self, images: Tensor) -> Tensor:
-        """Images uint8 (B,3,H,W) to features float32 (B,D)."""
-        pixels = normalise(to_float(images), self._task.validation.statistics)
-        return features(self.encoder, pixels, self._task.pooling, self._task.layer)
-
-
-def frozen_features(task: Any, work: Work, device: torch.device) -> Features:
-    """The features that a task with pooling, layer, milestone and statistics reads."""
-    found = source(work, task.encoder, task.seed, task.validation.statistics, task.milestone)
-    check_views(found, task)
-    return Features(build_frozen(found, device), task)
 
 
 def build_probing(task: LinearProbe, extract: Features) -> tuple[Probing, Heads]:

@@ -65,6 +65,8 @@ class Resources:
     compile: the blocks that are trained by torch.compile; where that fails, without it and with an
     alarm. activation_checkpointing: keep of each such block its input alone and compute the rest a
     second time in the backward pass: less memory, a third more arithmetic, the same numbers.
+    shard: parameters, gradients and the optimiser's state over the tasks (FSDP), for ViT-L and
+    larger; networks without blocks, and CLIP, stay whole.
     sbatch: any other option of sbatch, by its own long name; true for one without a value.
     """
 
@@ -90,6 +92,7 @@ class Resources:
     threads: int = 0
     compile: bool = False
     activation_checkpointing: bool = False
+    shard: bool = False
     sbatch: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -201,6 +204,7 @@ class Cluster(Resources):
             "threads": found.threads,
             "compile": found.compile,
             "activation_checkpointing": found.activation_checkpointing,
+            "shard": found.shard,
             "checkpoint_seconds": self.checkpoint_seconds,
             "max_requeues": self.max_requeues,
         }

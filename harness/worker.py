@@ -211,7 +211,7 @@ def _job(path: Path) -> tuple[dict[str, Any], Layout, str]:
         raise InputError(f"{path}.checkpoint_seconds: expected a number, found {seconds!r}")
     fields = (
         *("device", "device_batch", "loader_workers", "threads"),
-        *("compile", "activation_checkpointing"),
+        *("compile", "activation_checkpointing", "shard"),
     )
     alone = from_plain(Layout, {name: job[name] for name in fields if name in job}, str(path))
     return {**job, "checkpoint_seconds": float(seconds)}, *_layout(job, alone)

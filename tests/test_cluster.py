@@ -108,6 +108,7 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("nodes = '2'", "mine.toml.nodes: expected a whole number"),
         ("compil = true", "mine.toml.compil: unknown field (did you mean 'compile'?)"),
         ("compile = 'yes'", "mine.toml.compile: expected true or false"),
+        ("shard = 'all'", "mine.toml.shard: expected true or false"),
         ("activation_checkpointing = 1", "activation_checkpointing: expected true or false"),
         ("gpu_flag = 'gpus'", "mine.toml.gpu_flag: 'gpus' is not a choice"),
         ("nodes = 0", "nodes must be at least 1"),
@@ -187,13 +188,14 @@ def test_the_data_of_a_profile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_how_a_stage_kind_is_executed_reaches_its_stages(tmp_path: Path) -> None:
-    text = "compile = true\n[resources.segmentation]\nactivation_checkpointing = true"
+    text = "compile = true\n[resources.segmentation]\nactivation_checkpointing = true\nshard = true"
     cluster = replace(load_cluster(write(tmp_path, text)), backend="local")
-    for kind, expected in (("pretrain", (True, False)), ("segmentation", (True, True))):
+    wanted = {"pretrain": (True, False, False), "segmentation": (True, True, True)}
+    for kind, expected in wanted.items():
         path = tmp_path / f"{kind}.json"
         path.write_text(json.dumps(cluster.job(kind)))
         _, layout, _ = read_job(path)
-        assert (layout.compile, layout.activation_checkpointing) == expected
+        assert (layout.compile, layout.activation_checkpointing, layout.shard) == expected
 
 
 @pytest.mark.parametrize(

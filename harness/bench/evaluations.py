@@ -79,7 +79,8 @@ def _name(task: Any) -> str:
 
 def linear(task: Any) -> Trainable:
     """The heads of every rate on one pass of the frozen encoder."""
-    from evals.linear_training import build_probing, frozen_features
+    from evals.frozen import frozen_features
+    from evals.linear_training import build_probing
 
     return build_probing(task, frozen_features(task, NO_FILES, torch.device("cpu")))[0]
 

@@ -19,11 +19,15 @@ MOST_GRAPHS = 256
 Forward = Callable[..., Any]
 
 
-def blocks(network: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of `network` that are trained: encoder's and decoder's, in order."""
+def blocks(network: nn.Module, last: bool = True) -> Iterator[nn.Module]:
+    """The blocks of `network` that are trained: encoder's and decoder's, in order.
+
+    last: with the last of each list.
+    """
     for name, each in network.named_modules():
         if name.rpartition(".")[2] in LISTS and isinstance(each, (nn.ModuleList, nn.Sequential)):
-            yield from (block for block in each.children() if _trains(block))
+            found = list(each.children())
+            yield from (block for block in found[: None if last else -1] if _trains(block))
 
 
 def _trains(block: nn.Module) -> bool:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +18,7 @@ from methods.engine.device import Micro, autocast, memory_errors, rows, seed_gen
 from methods.engine.execution import Compiler, checkpoint_blocks
 from methods.engine.optim import Group, build_optimizer, set_rate
 from methods.engine.record import Averages, Cost
+from methods.engine.sharding import Shards, local, whole
 from methods.engine.work import Work
 from methods.errors import StageError
 from methods.parts.optimisation import Optimisation
@@ -97,10 +98,9 @@ class _Run:
         self.images, self.seed, self.device = images, seed, device
         self.module = trainable.module.to(device).train()
         choose_kernels(self.module, device, optimisation.precision)
-        self.compiler = Compiler(self.module, work.alarm) if work.layout.compile else None
-        if work.layout.activation_checkpointing:
-            checkpoint_blocks(self.module)
-        self.optimizer = build_optimizer(trainable.groups(), optimisation)
+        self.compiler: Compiler | None = None
+        self.shards: Shards | None = None
+        self.optimizer: torch.optim.Optimizer
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimisation.precision == "fp16")
         self.model: nn.Module = self.module
         self.averages = Averages()
@@ -118,33 +118,57 @@ class _Run:
         path, notes = distributed.broadcast_object((path, notes))
         for note in notes:
             self.work.alarm(note)
-        if path is not None:
-            self._load(checkpoint.read(path))
+        state = checkpoint.read(path) if path is not None else None
+        if state is not None:
+            with self._of_this_network():
+                self.module.load_state_dict(state["module"])
+        self._join()
+        if self.work.layout.compile:
+            self.compiler = Compiler(self.module, self.work.alarm)
+        if self.work.layout.activation_checkpointing:
+            checkpoint_blocks(self.module)
+        self.optimizer = build_optimizer(self.trainable.groups(), self.optimisation)
+        if state is not None:
+            self._load(state)
         if distributed.rank() == 0:
             checkpoint.discard_unfinished(self.state)
         self.cost.resume(self.done)
-        if distributed.world() > 1:
-            # No static_graph: its first update must synchronise, which accumulation does not.
-            self.model = DistributedDataParallel(
-                self.module,
-                device_ids=[self.device] if self.device.type == "cuda" else None,
-                broadcast_buffers=False,
-                gradient_as_bucket_view=True,
-            )
+
+    def _join(self) -> None:
+        """Join the ranks' models, which are equal."""
+        if distributed.world() == 1:
+            return
+        if self.work.layout.shard and Shards.fit(self.module):
+            self.shards = Shards(self.module, self.device)
+            return
+        # No static_graph: its first update must synchronise, which accumulation does not.
+        self.model = DistributedDataParallel(
+            self.module,
+            device_ids=[self.device] if self.device.type == "cuda" else None,
+            broadcast_buffers=False,
+            gradient_as_bucket_view=True,
+        )
 
     def _load(self, state: dict[str, Any]) -> None:
+        optimizer = state["optimizer"]
+        with self._of_this_network():
+            if self.shards is not None:
+                optimizer = self.shards.part(optimizer, self.optimizer)
+            self.optimizer.load_state_dict(optimizer)
+        self.scaler.load_state_dict(state["scaler"])
+        self.averages.load(state["averages"])
+        self.cost.load(state["cost"])
+        self.done = self.saved = state["step"]
+
+    @contextmanager
+    def _of_this_network(self) -> Iterator[None]:
         try:
-            self.module.load_state_dict(state["module"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            yield
         except (RuntimeError, ValueError, KeyError) as error:
             text = " ".join(str(error).split())
             raise StageError(
                 "weights", f"the checkpoint in {self.state} is of another network: {text}"
             ) from error
-        self.scaler.load_state_dict(state["scaler"])
-        self.averages.load(state["averages"])
-        self.cost.load(state["cost"])
-        self.done = self.saved = state["step"]
 
     def train(self, stream: Stream) -> None:
         """Update until the schedule ends, saving and leaving when asked to."""
@@ -171,12 +195,15 @@ class _Run:
         self.writer.finish()
         self.cost.report()
         self.work.report["execution"] = self._execution()
+        if self.shards is not None:
+            self.shards.restore()
 
     def _execution(self) -> str:
         """How the blocks were executed: "eager", "compiled, activation checkpointing" ..."""
         compiled = self.compiler is not None and self.compiler.on
         again = ", activation checkpointing" * self.work.layout.activation_checkpointing
-        return ("compiled" if compiled else "eager") + again
+        sharded = ", sharded" * (self.shards is not None)
+        return ("compiled" if compiled else "eager") + again + sharded
 
     def _update(self, step: int, micros: list[Micro]) -> tuple[bool, str | None]:
         """One update; whether to save, and why to stop, after it: the same on all ranks."""
@@ -184,6 +211,8 @@ class _Run:
         seed_generators(self.seed, step, distributed.rank(), 0)
         with self.cost.counted(sum(rows(micro) for micro in micros)):
             with torch.no_grad(), autocast(self.device, self.optimisation.precision):
+                if self.shards is not None:
+                    self.shards.gather()
                 prepared = self.trainable.prepare(step, micros)
             names, values = self._backward(step, prepared, self._shares(micros, prepared))
         stop = self.work.stop()
@@ -213,7 +242,7 @@ class _Run:
             with self._syncing(number == len(prepared) - 1):
                 with autocast(self.device, self.optimisation.precision):
                     losses = self.model(micro)
-                # DDP averages over the ranks; the shares are of the whole.
+                # DDP and FSDP average over the ranks; the shares are of the whole.
                 self.scaler.scale(losses["loss"] * (share * distributed.world())).backward()
             names = sorted(losses)
             values = values + torch.stack([losses[name].detach().float() for name in names]) * share
@@ -270,18 +299,20 @@ class _Run:
         """Checkpoint on rank 0: its state is copied here, and written while training goes on."""
         with self.cost.paused():
             self._check(self.done - 1, {"sum of the parameters": self._total()})
+            state = whole(self._snapshot())
             if distributed.rank() == 0:
                 self.writer.finish()
                 self.work.owned()
-                self.writer.start(self.done, self._snapshot())
+                self.writer.start(self.done, state)
         self.saved = self.done
         self.saved_at = time.monotonic()
 
     def _total(self) -> float:
         """Not finite if a parameter is not: a finite loss may have had a gradient that is not."""
-        return float(
-            sum(item.detach().sum(dtype=torch.float64) for item in self.module.parameters())
-        )
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        for item in self.module.parameters():
+            total += local(item.detach()).sum(dtype=torch.float64)
+        return float(total if self.shards is None else distributed.all_reduce(total))
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -296,6 +327,8 @@ class _Run:
 
     def _syncing(self, last: bool) -> AbstractContextManager[Any]:
         """Gradients meet in the last micro-batch only."""
+        if self.shards is not None:
+            self.shards.synchronise(last)
         if last or not isinstance(self.model, DistributedDataParallel):
             return nullcontext()
         return self.model.no_sync()

@@ -24,7 +24,8 @@ class Layout:
     a rank's part of the batch is cut into micro-batches of at most that (None: not cut).
     loader_workers: processes that load per rank, 0 for none. threads: of this process's CPU
     operations, 0 for the library's default. compile, activation_checkpointing: of the blocks that
-    are trained, see `methods.engine.execution`.
+    are trained, see `methods.engine.execution`. shard: over the ranks, see
+    `methods.engine.sharding`.
     """
 
     rank: int = 0
@@ -36,6 +37,7 @@ class Layout:
     threads: int = 0
     compile: bool = False
     activation_checkpointing: bool = False
+    shard: bool = False
 
     def __post_init__(self) -> None:
         if self.world < 1 or not 0 <= self.rank < self.world or self.local_rank < 0:

@@ -14,9 +14,10 @@ from methods.data.stream import Stream
 from methods.engine import distributed, health
 from methods.engine.loop import MOST_LINES, fit
 from methods.engine.pictures import draw
+from methods.engine.sharding import whole
 from methods.engine.work import Work, read_line
 from methods.errors import StageError
-from methods.networks.export import export
+from methods.networks.export import export, write_encoder
 from methods.networks.pictures import strips
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.parts.model import Method
@@ -124,10 +125,12 @@ class WithMilestones(MaskedModelling):
         if self.attention is not None and step % self.every == 0:
             health.check_attention(self.work, self.attention)
         share = self.milestones.get(step + 1)
-        if share is not None and distributed.rank() == 0:
-            folder = milestone_folder(self.folder, share)
-            statistics = self.method.augmentation.statistics
-            export(self.pretrainer.encoder, self.method.encoder, statistics, folder)
+        if share is not None:
+            state = whole(self.pretrainer.encoder.model.state_dict())
+            if distributed.rank() == 0:
+                folder = milestone_folder(self.folder, share)
+                statistics = self.method.augmentation.statistics
+                write_encoder(state, self.method.encoder, statistics, folder)
         return scalars
 
 

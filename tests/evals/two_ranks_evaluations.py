@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from tiny_evaluations import finetune, knn, linear, segmentation
 from methods.engine import distributed
 from methods.engine.work import Layout, Work
 
+SHARDED = ", sharded"
 # Dropout draws anew on each rank.
 TASKS: dict[str, Any] = {
     "linear": linear(),
     "linear of fixed views": linear(views="fixed"),
     "finetune": finetune(drop_path=0.0),
+    "finetune" + SHARDED: finetune(drop_path=0.0),
     "segmentation": segmentation(dropout=0.0, drop_path=0.0),
+    "segmentation" + SHARDED: segmentation(dropout=0.0, drop_path=0.0),
     "knn": knn(),
 }
 
@@ -29,7 +33,11 @@ def run_all(folder: Path, data: Path, layout: Layout) -> dict[str, dict[str, flo
     metrics = {}
     for name, task in TASKS.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        metrics[name] = task.run(Work(folder / name, data=data, layout=layout))
+        own = replace(layout, shard=name.endswith(SHARDED))
+        work = Work(folder / name, data=data, layout=own)
+        metrics[name] = task.run(work)
+        told = str(work.report.get("execution"))
+        assert (SHARDED in told) == (own.shard and layout.world > 1), (name, told)
     return metrics
 
 

@@ -11,13 +11,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import two_rank_methods
+from safetensors.torch import load_file
 
 HERE = Path(__file__).parent
 
 
 def start(
-    rank: int, port: int, places: list[Path], names: tuple[str, ...]
+    rank: int, port: int, places: list[Path], option: str, names: tuple[str, ...]
 ) -> subprocess.Popen[bytes]:
     environment = os.environ | {
         "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
@@ -25,21 +27,22 @@ def start(
         "MASTER_PORT": str(port),
     }
     command = [sys.executable, str(HERE / "two_rank_methods.py"), str(rank)]
-    command += [*map(str, places), *names]
+    command += [*map(str, places), option, *names]
     return subprocess.Popen(command, env=environment, stderr=(places[0] / f"{rank}").open("wb"))
 
 
-def train(root: Path, frozen: Path, *names: str) -> tuple[Path, Path]:
-    """The folders of all methods, or of `names`, as one rank, and as two, left them."""
+def train(
+    root: Path, frozen: Path, option: str = "", names: tuple[str, ...] = two_rank_methods.NAMES
+) -> tuple[Path, Path]:
+    """The folders of the methods as one rank, and as two with the option, left them."""
     one, two, data = root / "one", root / "two", root / "data"
     two.mkdir()
     two_rank_methods.DATA.prepare(data)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    ranks = [start(rank, port, [two, frozen, data], names) for rank in (0, 1)]
-    named = names or two_rank_methods.NAMES
-    two_rank_methods.run_all(one, frozen, data, rank=0, world=1, names=named)
+    ranks = [start(rank, port, [two, frozen, data], option, names) for rank in (0, 1)]
+    two_rank_methods.run_all(one, frozen, data, rank=0, world=1, names=names)
     codes = [rank.wait(timeout=400) for rank in ranks]
     assert codes == [0, 0], "\n".join((two / f"{rank}").read_text() for rank in (0, 1))
     return one, two
@@ -69,9 +72,28 @@ def test_two_ranks_train_alike(both: tuple[Path, Path], name: str) -> None:
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs g++ on a CPU")
 def test_two_ranks_train_alike_compiled(tmp_path: Path, needs: dict[str, Path]) -> None:
     """And with blocks that are computed a second time."""
-    folders = train(tmp_path, needs["clip"].parent, "simmim")
+    folders = train(tmp_path, needs["clip"].parent, "compiled", ("simmim",))
     assert_alike(folders, "simmim")
     assert not (folders[1] / "simmim" / "alarms.txt").exists()  # it has not fallen back
+
+
+@pytest.fixture(scope="module")
+def sharded(tmp_path_factory: pytest.TempPathFactory, needs: dict[str, Path]) -> tuple[Path, Path]:
+    """The same as `both`, with two ranks that share parameters in every second attempt."""
+    return train(tmp_path_factory.mktemp("sharded"), needs["clip"].parent, "sharded")
+
+
+@pytest.mark.parametrize("name", two_rank_methods.NAMES)
+def test_ranks_that_share_parameters_train_alike(
+    both: tuple[Path, Path], sharded: tuple[Path, Path], name: str
+) -> None:
+    assert_alike(sharded, name)
+    executed = (sharded[1] / name / "execution").read_text()
+    assert executed == "eager, activation checkpointing, sharded"
+    whole, shared = (load_file(two / name / "encoder.safetensors") for _, two in (both, sharded))
+    assert whole.keys() == shared.keys()
+    for key, weights in whole.items():
+        torch.testing.assert_close(shared[key], weights, rtol=1e-4, atol=1e-5, msg=f"{name} {key}")
 
 
 @pytest.mark.parametrize("name", two_rank_methods.NAMES)

@@ -38,7 +38,7 @@ def start_two(folder: Path, *words: Path) -> list[subprocess.Popen[bytes]]:
 
 
 def folders(root: Path) -> Path:
-    for name in ("clip", "vqkd"):
+    for name in ("clip", "vqkd", "sharded"):
         (root / name).mkdir(parents=True)
     return root
 
@@ -78,6 +78,13 @@ def test_vqkd(both: tuple[Path, Path], name: str) -> None:
     one, two = (column(root / "vqkd", name) for root in both)
     assert two[:6] == pytest.approx(one[:6], rel=2e-2)  # a near-tie may fall either way
     assert two[0] == pytest.approx(one[0], rel=1e-3)
+
+
+def test_vqkd_with_shared_parameters(both: tuple[Path, Path]) -> None:
+    _, two = both
+    losses = [column(two / name, "loss") for name in ("vqkd", "sharded")]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    assert load_tokenizer(two / "sharded").grid == (3, 3)
 
 
 def test_rank_0_leaves_the_folders(both: tuple[Path, Path]) -> None:

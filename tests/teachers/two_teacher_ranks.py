@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -14,11 +15,12 @@ from methods.engine.work import Layout, Work
 
 
 def main(rank: int, folder: Path, data: Path, clip: Path) -> None:
-    """Trains a teacher and a tokenizer together with the other rank."""
+    """Trains a teacher, and a tokenizer twice, together with the other rank."""
     torch.set_num_threads(1)
     layout = Layout(rank=rank, world=2, local_rank=rank)
     clip_task(image_image_weight=0.5).run(Work(folder / "clip", data=data, layout=layout))
     vqkd_task().run(Work(folder / "vqkd", {"clip": clip}, data, layout))
+    vqkd_task().run(Work(folder / "sharded", {"clip": clip}, data, replace(layout, shard=True)))
     distributed.close()
 
 
