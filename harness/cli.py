@@ -74,6 +74,8 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     _cluster(run)
     _data(run)
     run.add_argument("--jobs", type=int, help="stages at once on this machine")
+    told = "in one job what sees the same images: batches and teachers are shared, numbers stay"
+    run.add_argument("--together", action="store_true", help=told)
     run.add_argument("--retry", action="append", default=[], metavar="KEY")
     run.add_argument("--dry-run", action="store_true", help="say what would run and why")
     run.add_argument("--test-only", action="store_true", help="with --dry-run: ask Slurm when")

@@ -14,6 +14,7 @@ from harness.backends.local import LocalBackend
 from harness.plan import Plan
 from harness.run import Decision, about_stage, decide, live_jobs, open_attempt, ready
 from harness.store import Outcome, Store
+from harness.together import companies, groups, open_attempts
 
 Show = Callable[[Mapping[str, Decision]], None]
 POLL_SECONDS = 0.25
@@ -25,6 +26,7 @@ class LocalRun:
 
     `job` gives what job.json says for a stage kind (data root, layout, where), `provenance` what
     every stage.json says, `code` is the snapshot that runs, `retry` the keys whose cap is lifted.
+    `together`: pretrainings that can share a process do.
     """
 
     store: Store
@@ -35,12 +37,14 @@ class LocalRun:
     provenance: Mapping[str, Any]
     code: Path
     retry: set[str] = field(default_factory=set)
+    together: bool = False
     mine: dict[str, Attempt] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         # The longest chain goes first, so that what needs it does not wait for a free slot twice.
         self.behind = stages_behind(self.plan)
+        self.companies = companies(self.plan, self.together)
 
     def until_settled(self, show: Show) -> dict[str, Decision]:
         """Submits what is ready, as slots come free; returns the decisions when nothing is left.
@@ -64,13 +68,15 @@ class LocalRun:
         """One look at everything, and as many submissions as there are free slots."""
         with self.store.lock():
             decisions = self.look()
-            running = sum(key in self.mine for key, each in decisions.items() if each.job)
+            mine = [each.job for key, each in decisions.items() if key in self.mine]
+            running = len({job.job for job in mine if job})
             # Of equals the last: a study names its dearest evaluation last, and what ends alone at
             # the end should be short.
             last = reversed(list(ready(decisions)))
             waiting = sorted(last, key=lambda each: -self.behind[each.stage.key])
-            for decision in waiting[: max(0, self.jobs - running)]:
-                self.submit(decision)
+            shared = groups(waiting, self.companies, self.jobs)
+            for members in shared[: max(0, self.jobs - running)]:
+                self.submit(members)
             return self.look() if running < self.jobs else decisions
 
     def look(self) -> dict[str, Decision]:
@@ -83,16 +89,21 @@ class LocalRun:
         decisions = decide(self.store, self.plan, live, self.retry)
         return _settled(self.plan, decisions, self.tried)
 
-    def submit(self, decision: Decision) -> None:
-        """Opens an attempt, starts it and records its job."""
-        stage = decision.stage
-        about = about_stage(self.plan, stage, self.provenance)
-        attempt = open_attempt(self.store, decision, about, self.job(stage.kind), code=self.code)
-        self.mine[stage.key] = attempt
-        self.tried.add(stage.key)
-        self.retry.discard(stage.key)
-        started = self.backend.submit(attempt)
-        self.store.update_attempt(attempt.folder, attempt.id, job_id=started)
+    def submit(self, members: list[Decision]) -> None:
+        """Opens an attempt at each stage of one job, starts it and records it."""
+        attempts = open_attempts(self.store, members, self._open)
+        for decision, attempt in zip(members, attempts, strict=True):
+            self.mine[decision.stage.key] = attempt
+            self.tried.add(decision.stage.key)
+            self.retry.discard(decision.stage.key)
+        started = self.backend.submit(attempts[0])
+        for attempt in attempts:
+            self.store.update_attempt(attempt.folder, attempt.id, job_id=started)
+
+    def _open(self, decision: Decision, more: Mapping[str, Any]) -> Attempt:
+        about = about_stage(self.plan, decision.stage, self.provenance)
+        job = {**self.job(decision.stage.kind), **more}
+        return open_attempt(self.store, decision, about, job, code=self.code)
 
     def bury(self, live: Mapping[str, JobState]) -> None:
         """Writes the outcome that a killed process could not write itself."""
@@ -109,7 +120,7 @@ class LocalRun:
     def stop(self) -> None:
         """Ends the stages of this run; each saves its state first."""
         live = live_jobs(self.store, self.plan, self.backend)
-        self.backend.cancel([live[key].job for key in self.mine if key in live])
+        self.backend.cancel({live[key].job for key in self.mine if key in live})
 
 
 def _settled(

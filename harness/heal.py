@@ -60,6 +60,7 @@ def same_words(options: argparse.Namespace) -> list[str]:
         value = getattr(options, name.replace("-", "_"))
         if value not in (None, ""):
             words.append(f"--{name}={value}")
+    words += ["--together"] * options.together
     for name, attribute in (("set", "changes"), ("weights", "weights"), ("sbatch", "sbatch")):
         words += [f"--{name}={value}" for value in getattr(options, attribute)]
     return words

@@ -21,6 +21,8 @@ from harness.run import Decision, decide, live_jobs, retry_keys
 from harness.snapshot import snapshot
 from harness.store import Store
 from harness.study import plan_name
+from harness.submit import in_order, submit_plan
+from harness.together import companies
 from harness.view import log_of, watching
 from methods.errors import InputError, StageError
 
@@ -45,13 +47,19 @@ def run_command(options: argparse.Namespace) -> int:
         print(f"nothing to do: all {len(decisions)} stages are done")
         return 0
     prepare_data(plan, options.data)
-    jobs = options.jobs if options.jobs is not None else cluster.jobs
-    if jobs < 1:
-        raise InputError(f"--jobs {jobs}: must be at least 1")
-    running = LocalRun(store, plan, backend, jobs, job, *provenance_of(store), retry)
+    jobs = _at_once(options, cluster)
+    about = provenance_of(store)
+    running = LocalRun(store, plan, backend, jobs, job, *about, retry, options.together)
     with mirrored(store, plan), watching() as show:
         decisions = running.until_settled(show)
     return told(decisions)
+
+
+def _at_once(options: argparse.Namespace, cluster: Cluster) -> int:
+    jobs = options.jobs if options.jobs is not None else cluster.jobs
+    if jobs < 1:
+        raise InputError(f"--jobs {jobs}: must be at least 1")
+    return jobs
 
 
 def _jobs(options: argparse.Namespace, cluster: Cluster) -> Callable[[str], dict[str, Any]]:
@@ -105,7 +113,6 @@ def _submit(
 ) -> int:
     from harness import heal
     from harness.backends.slurm import SlurmBackend
-    from harness.submit import submit_plan
 
     prepare_data(plan, options.data)
     backend = SlurmBackend(cluster)
@@ -113,7 +120,9 @@ def _submit(
     refused = ""
     try:
         try:
-            decisions, count = submit_plan(store, plan, backend, job, said, retry, code)
+            decisions, count = submit_plan(
+                store, plan, backend, job, said, retry, code, options.together
+            )
         except BackendRefused as error:  # a healing job submits what a limit has held back
             refused = f"{cluster.name}: {error}"
         healer = heal.arrange(options, plan, store, backend, code) if cluster.heal else ""
@@ -154,6 +163,10 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
         print(f"{verb:8}{decision.stage.path:47} {decision.why}")
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
+    pieces = _at_once(options, cluster) if cluster.backend == "local" else 1
+    for members in in_order(decisions, companies(plan, options.together), pieces):
+        if len(members) > 1:
+            print("one job for", ", ".join(each.stage.path for each in members))
     if cluster.backend == "slurm":
         _show_jobs(options, decisions, cluster)
     return 0

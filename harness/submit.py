@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from harness.backends import Attempt, Backend, BackendRefused
 from harness.plan import Plan
 from harness.run import Decision, about_stage, decide, live_jobs, open_attempt
 from harness.store import Store
+from harness.together import companies, groups, open_attempts
 
 
 def submit_plan(
@@ -21,10 +22,12 @@ def submit_plan(
     provenance: Mapping[str, Any],
     retry: Collection[str] = (),
     code: Path | None = None,
+    together: bool = False,
 ) -> tuple[dict[str, Decision], int]:
     """Submits what is missing; returns the decisions that were made and how many jobs that took.
 
-    `job`: what job.json says for a stage of a kind.
+    `job`: what job.json says for a stage of a kind. `together`: pretrainings that can share a job
+    do.
 
     A child names its parents' jobs, whether they were submitted now or live already. Raises
     BackendUnavailable before anything was done, or BackendRefused with the scheduler's words after
@@ -35,27 +38,57 @@ def submit_plan(
         decisions = decide(store, plan, live, retry)
         jobs = {key: state.job for key, state in live.items()}
         submitted = 0
-        for key, decision in decisions.items():
-            if decision.submit:
-                after = [jobs[n.key] for n in decision.stage.needs.values() if n.key in jobs]
+        for members in in_order(decisions, companies(plan, together)):
+            needed = [each for one in members for each in one.stage.needs.values()]
+            after = tuple(dict.fromkeys(jobs[each.key] for each in needed if each.key in jobs))
+
+            def open_one(
+                decision: Decision, more: Mapping[str, Any], after: tuple[str, ...] = after
+            ) -> Attempt:
                 about = about_stage(plan, decision.stage, provenance)
-                said = job(decision.stage.kind)
-                attempt = open_attempt(store, decision, about, said, tuple(after), code)
-                try:
-                    jobs[key] = _submit(store, backend, attempt)
-                except BackendRefused as error:
-                    before = f"; {submitted} jobs were submitted before it" * (submitted > 0)
-                    raise BackendRefused(f"{attempt.name}: {error}{before}") from None
-                submitted += 1
+                said = {**job(decision.stage.kind), **more}
+                return open_attempt(store, decision, about, said, after, code)
+
+            attempts = open_attempts(store, members, open_one)
+            try:
+                started = _submit(store, backend, attempts)
+            except BackendRefused as error:
+                before = f"; {submitted} jobs were submitted before it" * (submitted > 0)
+                raise BackendRefused(f"{attempts[0].name}: {error}{before}") from None
+            jobs |= dict.fromkeys((each.stage.key for each in members), started)
+            submitted += 1
         return decisions, submitted
 
 
-def _submit(store: Store, backend: Backend, attempt: Attempt) -> str:
-    """The job's id, recorded; a refused attempt leaves nothing behind."""
+def in_order(
+    decisions: Mapping[str, Decision], companies: Mapping[str, str], jobs: int = 1
+) -> Iterator[list[Decision]]:
+    """What is to be submitted, by job, the jobs that others need first. As `groups`."""
+    wanted = groups([each for each in decisions.values() if each.submit], companies, jobs)
+    job_of = {each.stage.key: members for members in wanted for each in members}
+    given: set[str] = set()
+
+    def of(key: str) -> Iterator[list[Decision]]:
+        if key in given or key not in job_of:
+            return
+        given.update(each.stage.key for each in job_of[key])
+        for each in job_of[key]:
+            for needed in each.stage.needs.values():
+                yield from of(needed.key)
+        yield job_of[key]
+
+    for key in job_of:
+        yield from of(key)
+
+
+def _submit(store: Store, backend: Backend, attempts: list[Attempt]) -> str:
+    """The job's id, recorded; refused attempts leave nothing behind."""
     try:
-        job = backend.submit(attempt)
+        job = backend.submit(attempts[0])
     except BackendRefused:
-        shutil.rmtree(attempt.place)
+        for attempt in attempts:
+            shutil.rmtree(attempt.place)
         raise
-    store.update_attempt(attempt.folder, attempt.id, job_id=job)
+    for attempt in attempts:
+        store.update_attempt(attempt.folder, attempt.id, job_id=job)
     return job

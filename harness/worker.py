@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from typing import Any
 from harness import provenance
 from harness.stage import task_from_record
 from harness.store import Outcome, Store, read_table, write_json
+from methods.engine.turns import Seat, take_turns
 from methods.engine.work import Layout, Work, read_alarms
 from methods.errors import DISK_ERRORS, InputError, StageError
 from methods.values import from_plain
@@ -122,53 +123,96 @@ class Ownership:
 
 
 def run_attempt(place: Path) -> None:
-    """Runs the attempt whose folder is `place`; its outcome, and nothing else, says how it went.
+    """Runs the attempt whose folder is `place`, and those that its job.json has beside it.
 
-    Leaves with an exit code other than 0 unless the stage is done, so that a scheduler does not
-    start what needs it.
+    Their outcomes, and nothing else, say how it went. Leaves with an exit code other than 0 unless
+    all stages are done, so that a scheduler does not start what needs them.
     """
     stop = Stop()
-    folder = place.parent.parent
-    store = Store(folder.parent.parent)
-    job, layout, name = _job(place / "job.json")
-    main = layout.rank == 0
-    outcome = store.outcome(folder)
-    if outcome is not None and outcome.done:
-        return
-    owner = Ownership(folder, place.name, name)
-    if main:
-        owner.take()
-    work = Work(
-        folder=folder,
-        data=Path(str(job.get("data", "data"))),
-        layout=layout,
-        stop=stop,
-        owned=owner.check if main else _nobody_asks,
-        checkpoint_seconds=job["checkpoint_seconds"],
-        alarms=read_alarms(folder) if main else [],
-    )
-    with _forwarding(folder, job, main):
-        ending = _work(store, work, owner, job, place.name)
-    if "reason" in ending:
-        print(f"{ending['reason']}: {ending['message']}", flush=True)
+    first = Try(place, stop, place)
+    others = [Try(Path(other), stop, place) for other in first.job.get("together", ())]
+    tries = [each for each in (first, *others) if not each.done()]
+    with ExitStack() as stack:
+        for each in tries:
+            stack.enter_context(each.begun())
+        if others:
+            _in_turn(tries)
+        else:
+            for each in tries:
+                each.run()
+        failed = [each for each in tries if "reason" in each.ending]
+        for each in failed:
+            print(f"{each.ending['reason']}: {each.ending['message']}", flush=True)
+        if stopped := [each for each in failed if each.ending["reason"] == "stopped"]:
+            _leave_stopped(stopped)
+    if failed:
         sys.exit(1)
 
 
-def _work(
-    store: Store, work: Work, owner: Ownership, job: dict[str, Any], attempt: str
-) -> dict[str, Any]:
-    """Runs the task and writes how it ended; does not return where the stage was stopped."""
-    main, started = work.layout.rank == 0, time.monotonic()  # a clock may jump
-    ending = _attempt(store, work, lambda: _run(store, work))
-    owner.leave()
-    if ending.get("reason") == "stopped":
-        again = not main or owner.holds()
-        _leave_stopped(store, work.folder, attempt, job, str(ending["message"]), main, again)
-    if main:
-        seconds, commit = time.monotonic() - started, str(job.get("commit", ""))
-        outcome = _outcome(ending, attempt, commit, work, seconds)
-        return {**ending, **_finish(store, work.folder, outcome, owner)}
-    return ending
+class Try:
+    """One attempt at one stage in this process, in the job of the attempt `host`.
+
+    `ending` is {"metrics": ...}, or why there is none: "reason" and "message".
+    """
+
+    def __init__(self, place: Path, stop: Stop, host: Path) -> None:
+        self.place, self.host, self.folder = place, host, place.parent.parent
+        self.store = Store(self.folder.parent.parent)
+        self.job, layout, name = _job(place / "job.json")
+        self.main = layout.rank == 0
+        self.owner = Ownership(self.folder, place.name, name)
+        self.ending: dict[str, Any] = {}
+        self.seat: Seat | None = None
+        self.work = Work(
+            folder=self.folder,
+            data=Path(str(self.job.get("data", "data"))),
+            layout=layout,
+            stop=stop,
+            owned=self.owner.check if self.main else _nobody_asks,
+            checkpoint_seconds=self.job["checkpoint_seconds"],
+        )
+
+    def done(self) -> bool:
+        """Whether nothing is left to do."""
+        outcome = self.store.outcome(self.folder)
+        return outcome is not None and outcome.done
+
+    def begun(self) -> AbstractContextManager[None]:
+        """Takes the stage, and forwards its metrics while it lasts."""
+        if self.main:
+            self._link_logs()
+            self.owner.take()
+            self.work.alarms = read_alarms(self.folder)
+        return _forwarding(self.folder, self.job, self.main)
+
+    def _link_logs(self) -> None:
+        """In an attempt that shares the job of another, names the job's logs as its own."""
+        for log in self.host.glob("*_log.out") if self.host != self.place else ():
+            with suppress(FileExistsError):
+                (self.place / log.name).symlink_to(os.path.relpath(log, self.place))
+
+    def run(self) -> None:
+        """Runs the task, and writes the outcome unless the stage was stopped."""
+        started = time.monotonic()  # a clock may jump
+        self.ending = _attempt(lambda: _run(self.store, self.work))
+        self.owner.leave()
+        if self.main and self.ending.get("reason") != "stopped":
+            waited = self.seat.waited if self.seat else 0.0
+            seconds, commit = time.monotonic() - started - waited, str(self.job.get("commit", ""))
+            outcome = _outcome(self.ending, self.place.name, commit, self.work, seconds)
+            self.ending |= _finish(self.store, self.folder, outcome, self.owner)
+
+
+def _in_turn(tries: Sequence[Try]) -> None:
+    """Runs several pretrainings that see the same images, an update of each in turn."""
+    from methods.networks.together import Together
+
+    tasks = [_task(each.store, each.folder) for each in tries]
+    together = Together(tasks, tries[0].work.data, tries[0].work.layout) if tries else None
+    for each in tries:
+        each.seat = Seat(each.run)
+        each.work.turn, each.work.together = each.seat.give, together
+    take_turns([each.seat for each in tries if each.seat])
 
 
 def _finish(store: Store, folder: Path, outcome: Outcome, owner: Ownership) -> dict[str, Any]:
@@ -229,10 +273,13 @@ def _layout(job: dict[str, Any], alone: Layout) -> tuple[Layout, str]:
     return replace(alone, rank=rank, world=world, local_rank=local), slurm_job.owner()
 
 
+def _task(store: Store, folder: Path) -> Any:
+    return task_from_record(store.record(folder), str(folder / "stage.json"))
+
+
 def _run(store: Store, work: Work) -> dict[str, float]:
-    record = store.record(work.folder)
-    work.needs = _needs(store, record)
-    task = task_from_record(record, str(work.folder / "stage.json"))
+    work.needs = _needs(store, store.record(work.folder))
+    task = _task(store, work.folder)
     threads = task.threads or work.layout.threads
     if threads:
         import torch
@@ -258,7 +305,7 @@ def _needs(store: Store, record: dict[str, Any]) -> dict[str, Path]:
     return needs
 
 
-def _attempt(store: Store, work: Work, run: Callable[[], dict[str, float]]) -> dict[str, Any]:
+def _attempt(run: Callable[[], dict[str, float]]) -> dict[str, Any]:
     """{"metrics": ...} of a stage that is done, or the "reason" and "message" of its failure."""
     try:
         return {"metrics": run()}
@@ -287,19 +334,13 @@ def _line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text} ({Path(where.filename).name}:{where.lineno})"
 
 
-def _leave_stopped(
-    store: Store,
-    folder: Path,
-    attempt: str,
-    job: dict[str, Any],
-    why: str,
-    main: bool,
-    again: bool,
-) -> None:
-    """The stage saved its state and leaves; on Slurm it goes back to the queue where that helps."""
-    print(f"stopped: {why}", flush=True)
-    if main:
-        store.update_attempt(folder, attempt, stopped=why)
+def _leave_stopped(tries: Sequence[Try]) -> None:
+    """The stages saved their state and leave, on Slurm back into the queue where that helps."""
+    why, main, job = str(tries[0].ending["message"]), tries[0].main, tries[0].job
+    for each in tries:
+        if main:
+            each.store.update_attempt(each.folder, each.place.name, stopped=each.ending["message"])
+    again = not main or any(each.owner.holds() for each in tries)
     if again and job.get("backend") == "slurm":
         from harness.backends import slurm_job
 

@@ -113,7 +113,11 @@ class SlurmBackend:
 
         A job whose launch failed is held by Slurm until somebody releases it: that is done here.
         """
-        wanted = {str(attempt["attempt"]) for attempt in attempts}
+        # Of stages that share a job, the job has the comment of one.
+        names = {
+            str(each["attempt"]): str(each.get("beside") or each["attempt"]) for each in attempts
+        }
+        wanted = set(names.values())
         listing = self._call("squeue", "--me", "-h", "-a", "-t", "all", "-o", "%i|%T|%r|%N|%k")
         found: dict[str, JobState] = {}
         self._in_queue = 0
@@ -126,7 +130,7 @@ class SlurmBackend:
                 found[comment] = JobState(known, job, shown, node)
                 if known == "queued" and "launch" in reason and "held" in reason:
                     self._call("scontrol", "release", job)
-        return found
+        return {name: found[comment] for name, comment in names.items() if comment in found}
 
     def cancel(self, jobs: Iterable[str]) -> None:
         """Ends these jobs; a running stage has the cluster's KillWait to save its state."""

@@ -178,6 +178,8 @@ class _Run:
         batches = iter(images)
         self.cost.start()
         for step in range(self.done, self.total):
+            with self.cost.elsewhere():
+                self.work.turn(step)
             micros = next(batches, None)
             if micros is None:
                 raise StageError("data", f"the stream of images ended at update {step}")

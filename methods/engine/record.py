@@ -110,6 +110,14 @@ class Cost:
         self.mark += time.perf_counter() - began
 
     @contextmanager
+    def elsewhere(self) -> Iterator[None]:
+        """Time that other stages of this process have."""
+        began = time.perf_counter()
+        with self.paused():
+            yield
+        self.began += time.perf_counter() - began
+
+    @contextmanager
     def counted(self, images: int) -> Iterator[None]:
         """Counts the operations of its body, this rank's part of an update, the first time."""
         if self.flops:

@@ -51,6 +51,10 @@ def never() -> None:
     return None
 
 
+def nobody_waits(done: int) -> None:
+    """The turn of a stage that has its process for itself."""
+
+
 @dataclass
 class Work:
     """A stage at work.
@@ -60,6 +64,8 @@ class Work:
     owned: raises StageError("stopped") when another job has taken the stage; asked before a save.
     checkpoint_seconds: time between checkpoints.
     report: the cost, filled by `methods.engine.loop.fit` (keys in its docstring).
+    turn: asked before each update with the number of those done; returns when it may begin.
+    together: what the stage shares with others in its process, `methods.networks.together`.
     alarms: what a person should know although the stage went on, e.g. a broken checkpoint; of this
     attempt and, in the stage's alarms.txt, of those before.
     """
@@ -71,6 +77,8 @@ class Work:
     stop: Callable[[], str | None] = never
     owned: Callable[[], None] = never
     checkpoint_seconds: float = 600.0
+    turn: Callable[[int], None] = nobody_waits
+    together: Any = None
     report: dict[str, float | int | str] = field(default_factory=dict)
     alarms: list[str] = field(default_factory=list)
 

@@ -127,12 +127,16 @@ class MaskedModelling:
         image = to_float(micro["image"])
         plain = to_float(micro["second"]) if "second" in micro else image
         statistics = self.method.augmentation.statistics
-        return Inputs(normalise(image, statistics), plain, micro, self.frozen, statistics)
+        shared = micro.get("seen", {})
+        return Inputs(
+            normalise(image, statistics), plain, micro, self.frozen, statistics, seen=shared
+        )
 
     def _targets(self, inputs: Inputs) -> list[Tensor]:
         inputs.mask = self._mask(inputs)
         targets = [target.one(inputs, self.pretrainer) for target in self.targets]
-        inputs.seen.clear()  # several micro-batches of a teacher's tokens take gigabytes
+        if "seen" not in inputs.batch:  # nobody else reads them
+            inputs.seen.clear()  # several micro-batches of a teacher's tokens take gigabytes
         return targets
 
     def _mask(self, inputs: Inputs) -> Tensor:

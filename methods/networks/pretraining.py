@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -42,7 +43,10 @@ def pretrain(task: Pretraining, work: Work) -> dict[str, float]:
     trainable = WithMilestones(task, frozen, work, len(source))
     transform = ToSample(method.augmentation.build(), method.masking, method.encoder.grid)
 
-    def stream(start: int) -> Stream:
+    def stream(start: int) -> Iterable[list[dict[str, Any]]]:
+        if work.together is not None:
+            images: Iterable[list[dict[str, Any]]] = work.together.images(method.masking, start)
+            return images
         batch = method.optimisation.batch
         return Stream(source, transform, batch, task.seed, work.layout, start=start, unit=1)
 
@@ -75,16 +79,23 @@ def load_frozen(method: Method, work: Work, device: torch.device) -> dict[str, n
         folder = work.needs.get(role)
         if folder is None:
             raise StageError("needs", f"method {method.name} needs a stage for {role!r}")
+        cells = not method.encoder.class_token
+        frozen[role] = _frozen(folder, None if cells else method.encoder.grid, work).to(device)
         if (folder / "tokenizer.json").exists():
-            frozen[role] = load_tokenizer(folder)
             check_grid(role, frozen[role], method)
-        else:
-            cells = not method.encoder.class_token
-            frozen[role] = load_teacher(folder, grid=None if cells else method.encoder.grid)
-            if cells:
-                check_cells(role, frozen[role], method)
-        frozen[role].to(device)
+        elif cells:
+            check_cells(role, frozen[role], method)
     return frozen
+
+
+def _frozen(folder: Path, grid: tuple[int, int] | None, work: Work) -> nn.Module:
+    """The frozen network in `folder`, the same object for all stages of this process."""
+
+    def load() -> nn.Module:
+        tokenizer = (folder / "tokenizer.json").exists()
+        return load_tokenizer(folder) if tokenizer else load_teacher(folder, grid=grid)
+
+    return load() if work.together is None else work.together.frozen((folder, grid), load)
 
 
 def check_grid(role: str, network: Any, method: Method) -> None:

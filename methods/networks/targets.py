@@ -22,7 +22,7 @@ class Inputs:
 
     image: (B, 3, H, W) normalised, the student's. plain: the same or the second view in [0, 1], for
     the frozen networks by role in `frozen`. batch: the loader's. statistics: of the student's
-    images. mask: (B, N) bool, True = hidden, once it is known.
+    images. mask: (B, N) bool, True = hidden, once it is known. seen: what the networks made of it.
     """
 
     image: Tensor
@@ -31,19 +31,21 @@ class Inputs:
     frozen: Mapping[str, Any]
     statistics: str = "imagenet"
     mask: Tensor | None = None
-    seen: dict[tuple[str, ...], Any] = field(default_factory=dict)
+    seen: dict[tuple[Any, ...], Any] = field(default_factory=dict)
 
     def teacher(self, role: str, statistics: str) -> Any:
         """The TeacherOutput of the teacher `role` for images normalised by `statistics`."""
-        if (role, statistics) not in self.seen:
-            self.seen[role, statistics] = self.frozen[role](self.plain, statistics)
-        return self.seen[role, statistics]
+        network = self.frozen[role]
+        if (network, statistics) not in self.seen:
+            self.seen[network, statistics] = network(self.plain, statistics)
+        return self.seen[network, statistics]
 
     def codes(self, role: str) -> Tensor:
         """Codes (B, N) int64 of the tokenizer `role`."""
-        if (role,) not in self.seen:
-            self.seen[role,] = self.frozen[role].codes(self.plain)
-        codes: Tensor = self.seen[role,]
+        network = self.frozen[role]
+        if (network,) not in self.seen:
+            self.seen[network,] = network.codes(self.plain)
+        codes: Tensor = self.seen[network,]
         return codes
 
 

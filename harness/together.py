@@ -1,0 +1,83 @@
+"""Pretrainings that share a job, since they see the same images in the same order."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from harness.backends import Attempt
+from harness.plan import Plan
+from harness.run import Decision
+from harness.stage import Stage
+from harness.store import Store
+from methods.pretrain import Pretraining
+from methods.values import fingerprint, to_plain
+
+Open = Callable[[Decision, Mapping[str, Any]], Attempt]
+"""A new attempt at a stage, with more for its job.json."""
+
+
+def groups(
+    decisions: Iterable[Decision], companies: Mapping[str, str], jobs: int = 1
+) -> list[list[Decision]]:
+    """The decisions by job, in order: each of `companies` in `jobs` jobs of about equal size.
+
+    companies: of all stages of the plan by key; a job begins with those of its part that are given.
+    """
+    sizes = Counter(companies.values())
+    found: dict[str, list[Decision]] = {}
+    for decision in decisions:
+        found.setdefault(companies[decision.stage.key], []).append(decision)
+    return [
+        part
+        for company, members in found.items()
+        for part in _split(members, -(-sizes[company] // jobs))
+    ]
+
+
+def _split(members: list[Decision], size: int) -> list[list[Decision]]:
+    return [members[start : start + size] for start in range(0, len(members), size)]
+
+
+def companies(plan: Plan, together: bool = True) -> dict[str, str]:
+    """By key, what is equal for stages that can train together; the key for one that cannot.
+
+    A stage that needs another one is never of its company, nor are stages that need each other's:
+    those of one company have equally many stages before them.
+    """
+    return {
+        key: _company(stage) if together and isinstance(stage.task, Pretraining) else key
+        for key, stage in plan.stages.items()
+    }
+
+
+def _company(stage: Stage) -> str:
+    task, method = stage.task, stage.task.method
+    return fingerprint(
+        {
+            "before": _depth(stage),
+            "data": to_plain(task.data),
+            "augmentation": to_plain(method.augmentation),
+            "grid": list(method.encoder.grid),
+            "batch": method.optimisation.batch,
+            "precision": method.optimisation.precision,
+            "seed": task.seed,
+            "threads": task.threads,
+        }
+    )
+
+
+def _depth(stage: Stage) -> int:
+    return max((1 + _depth(needed) for needed in stage.needs.values()), default=0)
+
+
+def open_attempts(store: Store, members: list[Decision], open_one: Open) -> list[Attempt]:
+    """An attempt at each stage of one job: the first is the job's own, and names the others."""
+    first, *others = members
+    beside = [open_one(each, {}) for each in others]
+    places = [str(each.place_on_nodes) for each in beside]
+    host = open_one(first, {"together": places} if places else {})
+    for each in beside:
+        store.update_attempt(each.folder, each.id, beside=host.id)
+    return [host, *beside]
