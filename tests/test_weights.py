@@ -96,7 +96,8 @@ def test_what_does_not_fit_leaves_nothing(official: Official, tmp_path: Path) ->
     words = ("import", path, "--method", "mae", "--scale", "tiny")
     done = harness(*words, cwd=tmp_path, check=False)
     assert done.returncode == 2 and not (tmp_path / "runs").exists()
-    assert re.match(r"error: \S*mae\.pth: .* 1 missing: blocks\.1\.norm1\.weight$", done.stderr)
+    last = done.stderr.splitlines()[-1]  # an old open_clip has newer torches warn before it
+    assert re.match(r"error: \S*mae\.pth: .* 1 missing: blocks\.1\.norm1\.weight$", last)
     done = harness(
         "import", path, "--method", "beitv2", "--scale", "tiny", cwd=tmp_path, check=False
     )
