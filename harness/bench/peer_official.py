@@ -1,4 +1,4 @@
-"""The official step of an evaluation, written plainly, as a peer.
+"""The official step of an evaluation, or of VQ-KD's training, written plainly, as a peer.
 
 MAE's main_linprobe and main_finetune on a timm encoder, mmengine's step of mmsegmentation's model.
 MAE's code asks for timm 0.3.2, whose attention is plain products: so is it here. Its loader's work
@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from harness.bench import peer_vqkd
 from harness.bench.counting import SMALL
 from harness.bench.evaluations import NO_FILES, EvaluationSubject, labelled, masked
 from harness.bench.measure import Clock
 from harness.bench.peer import Peer
-from harness.bench.subject import Subject
+from harness.bench.subject import TOKENIZER, Subject
 from methods.data.mixing import normalise, to_float
 from methods.engine.optim import parameter_groups
 from methods.errors import InputError
@@ -30,6 +31,8 @@ Made = tuple[tuple[str, str], nn.Module, Callable[[int], Tensor], Callable[[], N
 
 def load(precision: str, subject: Subject, clock: Clock) -> Peer:
     """The official step of the subject; see `harness.bench.peer.load_peer`."""
+    if subject.name == TOKENIZER:
+        return peer_vqkd.load(precision, subject, clock)
     return step_of(STEPS, "official", precision, subject, clock)
 
 
