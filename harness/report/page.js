@@ -1,6 +1,8 @@
 "use strict";
 // Sorting, filtering, hiding columns and copying. Without JavaScript the page is complete to read.
 
+const WORDY = ["backbone", "decoder", "target", "source", "compared", "changed"];
+
 function say(text) {
   const box = document.getElementById("said");
   box.textContent = text;
@@ -94,7 +96,7 @@ for (const section of document.querySelectorAll("section.table")) {
   for (const box of section.querySelectorAll("[data-column]")) {
     box.addEventListener("change", () => column(table, Number(box.dataset.column), box.checked));
     const name = headings(table).children[box.dataset.column].dataset.name;
-    if (matchMedia("(max-width: 640px)").matches && ["backbone", "decoder", "target"].includes(name)) {
+    if (matchMedia("(max-width: 640px)").matches && WORDY.includes(name)) {
       box.click(); // the numbers first; the menu brings the words back
     }
   }

@@ -47,6 +47,24 @@ def ablation(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def claimed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Claims in long sentences, milestones, and a row in which whole parts are changed."""
+    root = tmp_path_factory.mktemp("claimed") / "runs"
+    early = {"linear@50": (60.0, 61.0)}
+    changed = {"decoder": {"type": "Transformer"}, "masking": {"type": "Random", "ratio": 0.75}}
+    rows = [
+        Row("milan", (66.0, 67.0), milestones=early),
+        Row("milan", (50.0, 52.0), (), (), "uniform-without-prompting", changed, milestones=early),
+    ]
+    sentence = (
+        "A prompting decoder with attention-guided masks beats self-attention with uniform ones"
+    )
+    claim = {"sentence": sentence, "treatment": "milan", "control": rows[1].label}
+    claims = [{**claim, "source": "the article"}, {**claim, "at": 0.5}]
+    return make_store(root, rows, claims=claims)
+
+
+@pytest.fixture(scope="session")
 def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Names that try to leave every format."""
     root = tmp_path_factory.mktemp("hostile") / "runs"

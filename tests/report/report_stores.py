@@ -31,6 +31,10 @@ class Row:
     gflops: float = 12.0  # of the whole pretraining, 24,000 images
     teacher: str = "clip"
 
+    @property
+    def label(self) -> str:
+        return f"{self.method} {self.variant}".strip()
+
 
 REFERENCES = ("random", "scratch")
 TEXTS = {

@@ -36,11 +36,11 @@ def page(browser: Browser, small: Path, tmp_path: Path) -> Browser:
     return opened(browser, small, tmp_path / "report.html")
 
 
-def opened(browser: Browser, store: Path, path: Path) -> Browser:
-    """The browser with the store's report, written to `path`, on a desktop's screen."""
+def opened(browser: Browser, store: Path, path: Path, width: int = 1400) -> Browser:
+    """The browser with the store's report, written to `path`, on a screen of this width."""
     path.write_text(render(StoreSource(store), format="html"), encoding="utf-8")
     browser.media()
-    browser.resize(1400, 1000)
+    browser.resize(width, 1000)
     browser.events.clear()
     browser.open(path)
     return browser
@@ -110,11 +110,33 @@ def test_the_button_tells_that_it_copied(page: Browser) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 768, 1400])
-def test_the_page_never_scrolls_sideways(page: Browser, width: int) -> None:
-    page.resize(width, 800)
-    page.call("Page.reload")
-    page.run("new Promise(done => setTimeout(done, 200))")
-    assert page.run("document.documentElement.scrollWidth") <= width
+@pytest.mark.parametrize("name", ["small", "claimed"])
+def test_the_page_never_scrolls_sideways(
+    browser: Browser, name: str, width: int, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    opened(browser, request.getfixturevalue(name), tmp_path / "report.html", width)
+    assert browser.run("document.documentElement.scrollWidth") <= width
+    # What stays in place while a table is scrolled must leave room for the numbers.
+    shares = browser.run(
+        "[...document.querySelectorAll('.table .wide')].map(wide =>"
+        " wide.querySelector('tbody th').offsetWidth / wide.clientWidth)"
+    )
+    assert len(shares) == {"small": 1, "claimed": 4}[name]
+    assert max(shares) <= 0.5
+
+
+def test_a_phone_shows_a_row_of_numbers_at_a_glance(
+    browser: Browser, claimed: Path, tmp_path: Path
+) -> None:
+    opened(browser, claimed, tmp_path / "report.html", 390)
+    shown = (
+        "(name => [...document.querySelectorAll(`#${name} thead tr:last-child th`)]"
+        ".filter(each => !each.hidden).map(each => each.dataset.name))"
+    )
+    assert browser.run(f"{shown}('ablation-milan')") == ["variant", "lin", "seeds"]
+    assert browser.run(f"{shown}('claims')")[:3] == ["claim", "measure", "effect"]
+    heights = "[...document.querySelectorAll('#ablation-milan tbody tr')].map(r => r.offsetHeight)"
+    assert max(browser.run(heights)) < 100
 
 
 def test_dark_and_light_differ_and_can_be_read(page: Browser) -> None:
