@@ -15,7 +15,8 @@ from harness.report.table import Cell, Column, Line, Table, clean
 NOTES = (
     "The default row shows per cent, the others their difference to it, paired by seed: mean ± "
     "standard deviation of the differences.",
-    "≈: the difference does not exceed the noise between seeds, or one seed cannot tell.",
+    "≈: the difference does not exceed the noise between seeds: their standard deviation, or "
+    f"{numbers.NOISE_FLOOR} points. (n=1): one seed cannot tell the noise.",
 )
 
 
@@ -80,12 +81,13 @@ def difference(cell: Sequence[Record], plain: Sequence[Record]) -> Cell:
     absolute = measured(cell)
     if summary is None:
         return absolute
-    text = numbers.signed(summary.mean)
-    if summary.std is not None:
-        text += f" ± {summary.std:.1f}"
-    clear = summary.std is not None and abs(summary.mean) > max(numbers.NOISE_FLOOR, summary.std)
-    note = f"{absolute.text}, {'clear' if clear else 'within the noise'}"
-    text = text if clear else f"{text} ≈"
+    if summary.std is None:
+        text, told = f"{numbers.signed(summary.mean)} (n=1)", "one seed cannot tell the noise"
+    else:
+        clear = abs(summary.mean) > max(numbers.NOISE_FLOOR, summary.std)
+        text = f"{numbers.signed(summary.mean)} ± {summary.std:.1f}" + ("" if clear else " ≈")
+        told = "clear" if clear else "within the noise"
+    note = f"{absolute.text}, {told}"
     return Cell(text, summary.mean, "difference", "", summary.std, summary.n, note)
 
 

@@ -153,7 +153,15 @@ def test_an_ablation_shows_what_changed_and_by_how_much(ablation: Path) -> None:
         "mse": "−14.3 ± 0.4",
     }
     assert texts(table, "ft")["decoder 4"] == "−0.1 ± 0.2 ≈"
-    assert texts(table, "seg") == {"default": "38.2 ± 0.3", "decoder 4": "−1.0 ≈", "mse": "not run"}
+    assert texts(table, "seg") == {
+        "default": "38.2 ± 0.3",
+        "decoder 4": "−1.0 (n=1)",
+        "mse": "not run",
+    }
+    notes = {cell.text: cell.note for line in table.lines for cell in line.cells}
+    assert notes["−14.3 ± 0.4"] == "52.2 ± 0.3, clear"
+    assert notes["−0.1 ± 0.2 ≈"] == "74.2 ± 0.1, within the noise"
+    assert notes["−1.0 (n=1)"] == "37.0 (1 of 2), one seed cannot tell the noise"
     # A published number is of the method as it is defined, not of a variant.
     index = [each.name for each in found.tables[0].columns].index("published_lin")
     assert [line.cells[index].text for line in found.tables[0].lines] == ["79.9†", "–", "–"]
