@@ -132,9 +132,14 @@ def _curve(report: Report, row: Row, kind: str, metric: str) -> Iterator[Curve]:
 
 
 def steps(lines: list[dict[str, Any]], metric: str) -> tuple[list[float], list[float]]:
-    """The steps at which a metric was logged, and its values there; without NaN."""
-    found = [(line["step"], line[metric]) for line in lines if metric in line and "step" in line]
-    known = [(float(s), float(v)) for s, v in found if v == v and isinstance(v, int | float)]
+    """The steps at which a metric was logged, and its values there; without NaN.
+
+    Of a step's lines the last wins: an evaluation at the end may use the training's names.
+    """
+    found = {line["step"]: line[metric] for line in lines if metric in line and "step" in line}
+    known = [
+        (float(s), float(v)) for s, v in found.items() if v == v and isinstance(v, int | float)
+    ]
     return [step for step, _ in known], [value for _, value in known]
 
 

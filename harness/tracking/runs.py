@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,6 +30,7 @@ class Run:
     params: dict[str, str] = field(default_factory=dict)
     latest: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # step, ms, value
     has_data: bool = False
+    counts: dict[str, Counter[int]] = field(default_factory=dict)  # values at each step, if asked
 
 
 class Runs:
@@ -127,13 +129,35 @@ class Runs:
         Each metric goes on after its own last step, so nothing is there twice; MLflow takes a
         request as a whole or not at all, so after a lost connection nothing is missing.
         """
-        lacking, last = [], {name: step for name, (step, _, _) in run.latest.items()}
+        return self._log(run, list(self._lacking(run, points)))
+
+    def _lacking(self, run: Run, points: Iterable[Point]) -> Iterator[Point]:
+        """The lines, with those of their values that MLflow has not.
+
+        A step may have several lines with one metric, such as an evaluation behind the training.
+        """
+        before: dict[str, tuple[int, int]] = {}  # a metric's last step, how many values it has had
         for point in points:
-            values = {k: v for k, v in point.values.items() if point.step > last.get(k, -1)}
-            last.update(dict.fromkeys(values, point.step))
+            values = {}
+            for name, value in point.values.items():
+                step, count = before.get(name, (-1, 0))
+                count = count + 1 if step == point.step else 1
+                before[name] = point.step, count
+                if count > self._held(run, name, point.step, count):
+                    values[name] = value
             if values:
-                lacking.append(Point(point.step, point.time, values))
-        return self._log(run, lacking)
+                yield Point(point.step, point.time, values)
+
+    def _held(self, run: Run, name: str, step: int, count: int) -> int:
+        """How many of the first `count` values of a metric at a step MLflow has."""
+        if name not in run.latest or step > run.latest[name][0]:
+            return 0
+        if count == 1:
+            return 1
+        if name not in run.counts:
+            history = self.client.get_metric_history(run.id, name)
+            run.counts[name] = Counter(each.step for each in history)
+        return run.counts[name][step]
 
     def agrees(self, run: Run, points: Iterable[Point]) -> bool:
         """Whether MLflow's curve is a part, or the whole, of this one.
@@ -147,17 +171,14 @@ class Runs:
         if not curves:
             return True
         name = max(curves, key=lambda each: (curves[each][0], each == "loss"))
-        mine = {point.step: point for point in points if name in point.values}
         step, when, _ = curves[name]
-        if step in mine and mine[step].time == when:
+        if any((each.step, each.time) == (step, when) for each in points if name in each.values):
             return True
         name = "loss" if "loss" in curves else name
-        theirs = {each.step: each.value for each in self.client.get_metric_history(run.id, name)}
-        return all(
-            _same(theirs[each.step], each.values[name], SAME)
-            for each in points
-            if each.step in theirs and name in each.values
-        )
+        history = self.client.get_metric_history(run.id, name)
+        theirs = _first((each.step, each.timestamp, each.value) for each in history)
+        mine = _first((p.step, p.time, p.values[name]) for p in points if name in p.values)
+        return all(_same(theirs[step], mine[step], SAME) for step in theirs.keys() & mine.keys())
 
     def _log(self, run: Run, points: Iterable[Point]) -> int:
         count, size = 0, 0
@@ -184,6 +205,8 @@ class Runs:
         self.client.log_batch(run.id, metrics=metrics)
         for each in metrics:
             run.latest[each.key] = (each.step, each.timestamp, each.value)
+            if each.key in run.counts:
+                run.counts[each.key][each.step] += 1
         self.written += len(metrics)
 
     def set_status(self, run: Run, status: str, ended: int) -> None:
@@ -196,6 +219,11 @@ class Runs:
             self.client.update_run(run.id, status)
         run.status = status
         self.written += 1
+
+
+def _first(values: Iterable[tuple[int, int, float]]) -> dict[int, float]:
+    """By step, the first value of those that are each a step, a time and a value."""
+    return {step: value for step, _, value in sorted(values, reverse=True)}
 
 
 def _same(one: float, other: float, tolerance: float) -> bool:

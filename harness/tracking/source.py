@@ -80,16 +80,16 @@ class MlflowSource:
         return (read_long_tag("stage", run.data.tags) if run is not None else None) or {}
 
     def history(self, key: str) -> list[dict[str, Any]]:
-        """The stage's curve, a mapping per step as in metrics.jsonl."""
+        """The stage's curve, the lines of metrics.jsonl: a step may have several."""
         run = self._stages.get(key)
-        lines: dict[int, dict[str, Any]] = {}
+        lines: dict[tuple[int, int], dict[str, Any]] = {}
         if run is None:
             return []
         for name in filter(is_curve, run.data.metrics):
             for each in self.client.get_metric_history(run.info.run_id, name):
-                line = lines.setdefault(each.step, {"step": each.step})
-                line.update({"time": each.timestamp / 1000, name: each.value})
-        return [lines[step] for step in sorted(lines)]
+                about = {"step": each.step, "time": each.timestamp / 1000}
+                lines.setdefault((each.step, each.timestamp), about)[name] = each.value
+        return [lines[when] for when in sorted(lines)]
 
     def pictures(self, key: str) -> dict[str, bytes]:
         """The stage's PNG files by name."""

@@ -15,6 +15,7 @@ from tracking_servers import counts
 
 from harness import tracking
 from harness.report import FORMATS, StoreSource, render
+from harness.report.figures import steps
 from harness.store import Store
 from harness.tracking.server import connect, own_uri
 from methods.engine.pictures import Strip, write
@@ -25,11 +26,17 @@ from report_stores import SMALL, curve, make_store
 LOAD = {"system/process_cpu_percentage": 99.5, "system/process_memory_megabytes": 512.0}
 
 
+def evaluated(number: int) -> list[dict[str, Any]]:
+    """A curve whose last step has a second line, as that of a tokenizer with its evaluation."""
+    lines = [{**each, **LOAD} for each in curve(number)]
+    return [*lines, {"step": 19, "time": 2.0, "loss": number + 0.5, "perplexity": 60.0}]
+
+
 @pytest.fixture(scope="module")
 def mirrored(tmp_path_factory: pytest.TempPathFactory, fresh_database: Path) -> Store:
     """A study with a cell of every state, pictures and curves of the machine, made level."""
     root = tmp_path_factory.mktemp("mirrored") / "runs"
-    make_store(root, SMALL, history=lambda number: [{**each, **LOAD} for each in curve(number)])
+    make_store(root, SMALL, history=evaluated)
     tiles = [np.full((8, 8, 4), 40 * number, np.uint8) for number in range(1, 5)]
     for folder in (root / "pretrain").glob("mi*-s0-*"):
         write(folder / "pictures", [Strip("1-images", "four shades of <grey>", tiles)])
@@ -55,6 +62,16 @@ def test_what_the_machine_did_is_a_page_of_its_own(mirrored: Store) -> None:
     source.plan("comparison")
     assert source.history(key) == StoreSource(mirrored.root).history(key)
     assert source.history(key)[3]["system/process_cpu_percentage"] == 99.5
+
+
+def test_of_a_step_with_two_lines_the_last_is_drawn(mirrored: Store) -> None:
+    (folder,) = (mirrored.root / "teacher").iterdir()
+    key = folder.name.rpartition("-")[2]
+    mlflow = tracking.MlflowSource(own_uri(mirrored.root))
+    mlflow.plan("comparison")
+    for source in (mlflow, StoreSource(mirrored.root)):
+        found, values = steps(source.history(key), "loss")
+        assert found == list(range(20)) and values[-1] == evaluated(1)[-1]["loss"]
 
 
 def test_the_report_is_a_file_of_the_first_row_once_the_study_rests(

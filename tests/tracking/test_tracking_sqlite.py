@@ -226,6 +226,39 @@ def test_metrics_logged_at_one_step_in_two_lines_all_arrive(store: Store) -> Non
     assert curve(store, make.KEYS["pretrain"], "acc_1") == [(5, 7.0)]
 
 
+def test_an_evaluation_under_the_training_s_names_is_no_redone_step(store: Store) -> None:
+    """Both values of the last step arrive, each once: live, later, and done again after a kill."""
+    make.write_plan(store.root)
+    folder = make.write_stage(store.root, "pretrain")
+    make.write_curve(folder, 1, 5)
+    mirror = tracking.Mirror(store, "comparison")
+    mirror.once()
+    key = make.KEYS["pretrain"]
+    first = runs_of(store)[key].info.run_id
+    evaluate(folder, 60.0)
+    assert tracking.sync(store).written > 0  # as over a store of which only the first arrived
+    assert curve(store, key) == sorted(of_file(folder)) and len(of_file(folder)) == 6
+    assert tracking.sync(store).written == 0
+    evaluate(folder, 70.0)
+    mirror.once()
+    assert curve(store, key) == sorted(of_file(folder)) and len(of_file(folder)) == 7
+    before = curve(store, key)
+
+    make.rewind(folder, 3)
+    make.write_curve(folder, 4, 5, late=500)
+    evaluate(folder, 60.0, late=500)
+    evaluate(folder, 70.0, late=500)
+    assert mirror.once().error == "" and tracking.sync(store).written == 0
+    assert curve(store, key) == before and runs_of(store)[key].info.run_id == first
+
+
+def evaluate(folder: Path, loss: float, late: float = 0.0) -> None:
+    """A second line of step 5."""
+    with (folder / "metrics.jsonl").open("a") as file:
+        line = {"step": 5, "time": make.START + loss + late, "loss": loss}
+        file.write(json.dumps(line) + "\n")
+
+
 def test_statuses_are_true(store: Store) -> None:
     make.write_plan(store.root)
     folder = make.write_stage(store.root, "pretrain")
