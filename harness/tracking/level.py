@@ -118,6 +118,7 @@ class Levelling:
             tags = {PARENT: parent.id, "study": self.study, "scale": self.scale}
             started = record.started_ms(view)
             run = self.runs.create(self.experiment, view.key, view.name, tags, started)
+        self.runs.rename(run, view.name)
         known = {each.id for each in self.runs.by_key.values()}
         home = run.tags[PARENT] if run.tags.get(PARENT) in known else parent.id
         tags = record.stage_tags(view, run.tags["study"], run.tags["scale"])
@@ -175,7 +176,7 @@ def row_key(plan: Mapping[str, Any], row: Row) -> str:
 COLUMNS = (
     *(f"metrics.`{name}`" for name in ("lin/top1", "ft/top1", "seg/mIoU", "knn/top1")),
     *(f"metrics.`{name}`" for name in ("cost/seconds", "cost/images")),
-    "tags.`changed`",
+    *("tags.`stage`", "tags.`changed`"),
 )
 
 

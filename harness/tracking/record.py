@@ -56,7 +56,8 @@ class StageView:
 
     @property
     def name(self) -> str:
-        return f"{self.stage.get('label', self.kind)}-{self.key}"
+        """As MLflow's pages show it: `linear milan-s0-1f0c3a9b27`."""
+        return f"{self.kind} {self.stage.get('label', self.kind)}-{self.key}"
 
 
 def flatten(plain: Any, prefix: str = "") -> dict[str, str]:

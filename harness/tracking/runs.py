@@ -17,6 +17,7 @@ SMALL_CHUNK = 100  # parameters, and as many tags, in one request
 OURS = "tags.harness = 'yes'"  # experiments that this program made
 ENDED = ("FINISHED", "FAILED", "KILLED")
 SAME = 0.01  # relative
+NAME = "mlflow.runName"
 
 
 @dataclass
@@ -113,6 +114,13 @@ class Runs:
         run.tags.update(new_tags)
         run.params.update(new_params)
         self.written += len(new_tags) + len(new_params)
+
+    def rename(self, run: Run, name: str) -> None:
+        """Gives the run its name, where another version of this program gave it another."""
+        if run.tags.get(NAME) != name:
+            self.client.update_run(run.id, name=name)
+            run.tags[NAME] = name
+            self.written += 1
 
     def log_results(self, run: Run, values: Mapping[str, float], when: int) -> None:
         """Final metrics, at step 0: a later attempt's win over an earlier one's."""

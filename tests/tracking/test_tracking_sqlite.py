@@ -63,6 +63,21 @@ def test_rows_are_parents_and_stages_their_children_once(store: Store) -> None:
     assert other.data.tags["run.teacher"] == row.data.tags["run.teacher"] == teacher
 
 
+def test_stages_are_named_with_their_kind_also_those_of_before(store: Store) -> None:
+    make.write_done(store.root)
+    tracking.sync(store)
+    names = {key: run.info.run_name for key, run in runs_of(store).items()}
+    assert names["row milan-s0"] == "milan-s0"
+    for name, key in make.KEYS.items():
+        assert names[key] == f"{name.rstrip('4')} {make.label(name)}-{key}"
+    key, client = make.KEYS["linear"], connect(own_uri(store.root))
+    client.update_run(runs_of(store)[key].info.run_id, name=f"milan-s0-{key}")
+    assert tracking.sync(store).written == 1
+    run = runs_of(store)[key]
+    assert (run.info.run_name, run.info.status) == (names[key], "FINISHED")
+    assert tracking.sync(store).written == 0
+
+
 def test_rows_carry_results_cost_and_what_was_varied(store: Store) -> None:
     make.write_done(store.root)
     tracking.sync(store)
