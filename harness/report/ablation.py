@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from harness.report import numbers
+from harness.report.changes import changes
 from harness.report.comparison import banner, measured
 from harness.report.records import SHORT
 from harness.report.rows import Record, Row, evaluations_of
@@ -20,33 +20,28 @@ NOTES = (
 )
 
 
-def ablations(
-    rows: Sequence[Row], study: dict[str, Any], defaults: Mapping[str, Mapping[str, Any]]
-) -> list[Table]:
-    """One table for each method of which the study has rows with changed fields.
+Tasks = Callable[[Row], Mapping[str, Any]]
+"""The pretraining task of a row as plain data; empty where it has not begun."""
 
-    `defaults` maps a method to its default row's pretraining task as plain data, so that a changed
-    field can be shown as `8 → 4`; a method that is not in it shows `= 4`.
-    """
+
+def ablations(rows: Sequence[Row], study: dict[str, Any], tasks: Tasks) -> list[Table]:
+    """One table for each method of which the study has rows with changed fields."""
     methods = dict.fromkeys(row.method for row in rows if row.changed)
     return [
-        _table(method, [row for row in rows if row.method == method], study, defaults)
+        _table(method, [row for row in rows if row.method == method], study, tasks)
         for method in methods
     ]
 
 
-def _table(
-    method: str,
-    rows: Sequence[Row],
-    study: dict[str, Any],
-    defaults: Mapping[str, Mapping[str, Any]],
-) -> Table:
+def _table(method: str, rows: Sequence[Row], study: dict[str, Any], tasks: Tasks) -> Table:
     evals, name = evaluations_of(rows), clean(method)
     plain = next((row for row in rows if not row.changed), None)
+    default = tasks(plain) if plain else {}
     lines = [_default_line(plain, evals)] if plain else []
-    lines += [
-        _changed_line(row, plain, evals, defaults.get(method, {})) for row in rows if row.changed
-    ]
+    for row in rows:
+        if row.changed:
+            words = changes(row.changed, tasks(row), default)
+            lines.append(_changed_line(row, plain, evals, *map(clean, words)))
     columns = (
         Column("variant", "Variant"),
         Column("changed", "Changed"),
@@ -64,12 +59,10 @@ def _default_line(row: Row, evals: list[str]) -> Line:
     return Line((*words, *cells, Cell(str(row.seeds), float(row.seeds))), "default")
 
 
-def _changed_line(
-    row: Row, plain: Row | None, evals: list[str], default: Mapping[str, Any]
-) -> Line:
-    changes = [change(field, value, default) for field, value in row.changed.items()]
+def _changed_line(row: Row, plain: Row | None, evals: list[str], short: str, whole: str) -> Line:
     cells = [difference(row.cell(each), plain.cell(each) if plain else []) for each in evals]
-    words = [Cell(clean(row.variant) or "–"), Cell(clean("; ".join(changes)))]
+    changed = Cell(short, note=whole if whole != short else "")
+    words = [Cell(clean(row.variant) or "–"), changed]
     return Line((*words, *cells, Cell(str(row.seeds), float(row.seeds))))
 
 
@@ -89,30 +82,3 @@ def difference(cell: Sequence[Record], plain: Sequence[Record]) -> Cell:
         told = "clear" if clear else "within the noise"
     note = f"{absolute.text}, {told}"
     return Cell(text, summary.mean, "difference", "", summary.std, summary.n, note)
-
-
-def change(field: str, value: Any, default: Mapping[str, Any]) -> str:
-    """`decoder.depth: 8 → 4`, or `decoder.depth = 4` where the default is not known."""
-    old = _at(default, f"method.{field}", _at(default, field, None))
-    return (
-        f"{field} = {_shown(value)}" if old is None else f"{field}: {_shown(old)} → {_shown(value)}"
-    )
-
-
-def _at(plain: Any, path: str, otherwise: Any) -> Any:
-    for name in path.split("."):
-        if isinstance(plain, Mapping) and name in plain:
-            plain = plain[name]
-        elif isinstance(plain, list) and name.isdigit() and int(name) < len(plain):
-            plain = plain[int(name)]
-        else:
-            return otherwise
-    return plain
-
-
-def _shown(value: Any) -> str:
-    """A part is shown by its name and fields, anything else as it is written in TOML or JSON."""
-    if isinstance(value, Mapping) and "type" in value:
-        fields = ", ".join(f"{k}={_shown(v)}" for k, v in value.items() if k != "type")
-        return f"{value['type']}({fields})"
-    return str(value) if isinstance(value, str) else json.dumps(value, default=str)

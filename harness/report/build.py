@@ -67,7 +67,7 @@ def build(source: Source, study: str, scale: str | None = None) -> Report:
     tables = claims(source, plan, rows_of(records))
     compared = comparison(rows, about, published.read())
     tables.append(replace(compared, notes=(*compared.notes, *alarms(source, plan))))
-    tables += ablations(rows, about, _defaults(source, rows))
+    tables += ablations(rows, about, functools.partial(_pretraining, source))
     return Report(source, plan, records, rows, tuple(tables))
 
 
@@ -78,15 +78,10 @@ def alarms(source: Source, plan: Mapping[str, Any]) -> Iterator[str]:
             yield f"Alarm in {stage['kind']}/{stage['label']}: {text}"
 
 
-def _defaults(source: Source, rows: list[Row]) -> dict[str, Mapping[str, Any]]:
-    """The pretraining task of each method's row without changes, for `8 → 4` in ablations."""
-    wanted = {row.method for row in rows if row.changed}
-    keys = {
-        row.method: row.first["pretrain_key"]
-        for row in rows
-        if row.method in wanted and not row.changed
-    }
-    return {method: source.stage(key).get("task") or {} for method, key in keys.items() if key}
+def _pretraining(source: Source, row: Row) -> Mapping[str, Any]:
+    """The row's pretraining task as plain data, that of its first seed."""
+    key = row.first["pretrain_key"]
+    return (source.stage(key).get("task") if key else None) or {}
 
 
 def render(
