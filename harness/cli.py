@@ -145,7 +145,7 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench.add_argument("--steps", type=int, default=5, metavar="N", help="timed, after two others")
     precisions = ("fp32", "bf16")
     bench.add_argument("--precision", choices=precisions, help="default: the recipe's")
-    told = "its step in turn: mmpretrain, where it is installed; of --evals official or one-rate"
+    told = "its step in turn: mmpretrain, where installed; of --evals and vqkd official; one-rate"
     bench.add_argument("--peer", help=told)
     bench.add_argument("--peer-precision", choices=precisions, help="default: the same")
     told = "the same step with compiled blocks in turn"

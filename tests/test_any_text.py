@@ -24,6 +24,7 @@ from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import PROFILES, load_cluster
+from harness.ownership import Ownership
 from harness.plan import make_plan, parse_changes
 from harness.report.build import as_text, build
 from harness.report.source import StoreSource
@@ -34,7 +35,7 @@ from harness.study import SCALES, STUDIES, load_scale, load_study
 from harness.tracking import record as tracked
 from harness.tracking.liveness import state_from_files
 from harness.view import line
-from harness.worker import Ownership, _job
+from harness.worker import _job
 from methods.engine.work import Work
 from methods.errors import InputError
 from methods.parts.exported import read_exported
