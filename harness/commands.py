@@ -159,8 +159,10 @@ def report_command(options: argparse.Namespace) -> int:
 def sync_command(options: argparse.Namespace) -> int:
     """Brings MLflow level with the store."""
     from harness import tracking
+    from harness.report.command import stem
 
-    summary = tracking.sync(Store(options.store), options.mlflow_uri, options.study)
+    study, scale = (name and stem(name) for name in (options.study, options.scale))
+    summary = tracking.sync(Store(options.store), options.mlflow_uri, study, scale=scale)
     print(summary)
     return 1 if summary.error else 0
 

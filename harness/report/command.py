@@ -18,7 +18,7 @@ def run(options: argparse.Namespace) -> int:
     Raises InputError for a study, scale, format or folder that does not fit.
     """
     source = source_of(options)
-    study, scale = (_stem(options.study), options.scale and _stem(options.scale))
+    study, scale = (stem(options.study), options.scale and stem(options.scale))
     if options.out is not None:
         for path in write(source, study, scale, options.format, options.out):
             print(path)
@@ -38,7 +38,7 @@ def source_of(options: argparse.Namespace) -> Source:
     return MlflowSource(options.mlflow_uri or default_uri(options.store))
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
     """Plans are filed under the name of a study, also of one that was given as a file."""
     return Path(name).stem if name.endswith(".toml") else name
 

@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from harness.report.source import StoreSource
 from harness.store import Store, read_table
 from harness.tracking.mirror import Mirror, Summary
 from harness.tracking.server import default_uri, is_server
@@ -89,18 +90,28 @@ def sync(
     uri: str | None = None,
     study: str | None = None,
     state: Callable[[str], str] | None = None,
+    scale: str | None = None,
 ) -> Summary:
     """`harness sync`: makes MLflow level for one study, or for all that the store has.
 
-    The summary prints as one line; its `error` is "" where MLflow is level. Raises InputError for
-    a bad address and where the store has no such study.
+    A `scale` alone means all studies at it. The summary prints as one line; its `error` is "" where
+    MLflow is level. Raises InputError for a bad address and where the store has no such study.
     """
-    known = sorted(path.stem for path in (store.root / "studies").glob("*.json"))
-    if not known and study is None:
-        raise InputError(f"{store.root} has no study to sync; `harness run` makes one")
     total = Summary()
-    for name in [study] if study else known:
-        total += Mirror(store, name, uri, state).once()
+    for name in [study] if study else _studies(store, scale):
+        total += Mirror(store, name, uri, state, scale if study else None).once()
         if total.error:
             break
     return total
+
+
+def _studies(store: Any, scale: str | None) -> list[str]:
+    """The names of the store's plans, or of those at this scale."""
+    names = sorted(path.stem for path in (store.root / "studies").glob("*.json"))
+    if scale is not None:
+        plans = StoreSource(store.root)
+        names = [name for name in names if plans.plan(name)["study"]["scale"] == scale]
+    if not names:
+        wanted = f" of scale {scale!r}" if scale else ""
+        raise InputError(f"{store.root} has no study{wanted} to sync; `harness run` makes one")
+    return names

@@ -52,7 +52,8 @@ class Mirror:
     """One study's mirror. It may be kept and asked again: a pass costs what has changed.
 
     uri: http(s)://... or sqlite:///FILE (the store's own file by default). state: what a stage
-    is, by key, where the files cannot say; as in StoreSource. Raises InputError for the address.
+    is, by key, where the files cannot say; `study`, `scale`: as in StoreSource. Raises InputError
+    for the address.
     """
 
     def __init__(
@@ -61,8 +62,9 @@ class Mirror:
         study: str,
         uri: str | None = None,
         state: Callable[[str], str] | None = None,
+        scale: str | None = None,
     ) -> None:
-        self.root, self.study = store.root, study
+        self.root, self.study, self.scale = store.root, study, scale
         self.uri = check_uri(uri or default_uri(store.root))
         self._state = state
         self._runs: Runs | None = None
@@ -76,7 +78,7 @@ class Mirror:
         Never raises for MLflow's sake: a server that is away is warned of once and asked again by
         the next pass. Raises InputError where the store has no such study.
         """
-        plan = StoreSource(self.root).plan(self.study)
+        plan = StoreSource(self.root).plan(self.study, self.scale)
         try:
             with writing(self.root, self.uri):
                 summary = self._pass(plan, keys)

@@ -16,7 +16,9 @@ import tracking_folders as make
 from tracking_servers import counts
 
 from harness import provenance, tracking
+from harness.cli import main
 from harness.store import Store
+from harness.tracking.runs import OURS
 from harness.tracking.server import connect, own_uri
 from methods.errors import InputError
 
@@ -332,6 +334,31 @@ def test_mini_and_paper_are_different_experiments(store: Store) -> None:
     tracking.sync(store)
     names = {each.name for each in connect(own_uri(store.root)).search_experiments()}
     assert {"comparison-mini", "comparison-paper"} <= names
+
+
+def test_sync_means_the_studies_that_report_would_show(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A name, a file's name, a scale: each is looked up, and what is not there is said."""
+    make.write_done(store.root)
+    make.write_plan(store.root, scale="tiny")
+    studies = store.root / "studies"
+    (studies / "comparison.json").rename(studies / "comparison-tiny.json")
+    make.write_plan(store.root)
+
+    def synced(*words: str) -> tuple[int, str, set[str]]:
+        with pytest.raises(SystemExit) as left:
+            main(["sync", "--store", str(store.root), *words])
+        told = capsys.readouterr()
+        found = connect(own_uri(store.root)).search_experiments(filter_string=OURS)
+        return int(left.value.code or 0), told.err, {each.name for each in found}
+
+    code, told, names = synced("--study", "comparison", "--scale", "paper")
+    assert (code, names) == (2, set()) and "mini, tiny" in told
+    code, told, names = synced("--scale", "paper")
+    assert (code, names) == (2, set()) and "no study of scale 'paper'" in told
+    assert synced("--study", "comparison.toml", "--scale", "tiny")[::2] == (0, {"comparison-tiny"})
+    assert synced("--scale", "mini")[::2] == (0, {"comparison-tiny", "comparison-mini"})
 
 
 def test_a_row_that_left_the_study_is_marked(store: Store) -> None:
