@@ -9,7 +9,13 @@ from typing import Any
 
 from harness.tracking.record import SHORT, is_curve, read_long_tag
 from harness.tracking.runs import OURS, pages
-from harness.tracking.server import check_uri, connect, without_secrets
+from harness.tracking.server import (
+    check_uri,
+    connect,
+    is_server,
+    sqlite_file,
+    without_secrets,
+)
 from methods.errors import InputError
 
 
@@ -28,6 +34,8 @@ class MlflowSource:
 
     @property
     def client(self) -> Any:
+        if not is_server(self.uri) and not sqlite_file(self.uri).is_file():
+            raise InputError(f"MLflow at {self.uri}: no such file; `harness sync` makes a store's")
         if self._client is None:
             self._client = connect(self.uri)
         return self._client

@@ -19,6 +19,7 @@ from harness.report.figures import steps
 from harness.store import Store
 from harness.tracking.server import connect, own_uri
 from methods.engine.pictures import Strip, write
+from methods.errors import InputError
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 from report_stores import SMALL, curve, make_store
@@ -53,6 +54,13 @@ def test_the_report_is_the_same_from_mlflow_alone(mirrored: Store, format: str) 
     assert mine == render(StoreSource(mirrored.root), "comparison", "mini", format)
     if format == "html":
         assert "four shades of &lt;grey&gt;" in mine and "data:image/png;base64," in mine
+
+
+def test_a_file_that_is_not_there_is_not_made(tmp_path: Path) -> None:
+    source = tracking.MlflowSource(f"sqlite:///{tmp_path}/typo/mlflow.db")
+    with pytest.raises(InputError, match="no such file"):
+        render(source, "comparison")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_what_the_machine_did_is_a_page_of_its_own(mirrored: Store) -> None:
