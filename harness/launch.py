@@ -31,9 +31,10 @@ def run_command(options: argparse.Namespace) -> int:
     """Runs or submits what the study still lacks."""
     plan = asked_plan(options)
     cluster = asked_cluster(options)
+    jobs = _at_once(options, cluster)
     options.data = options.data or cluster.data_root
     if options.dry_run:
-        return dry_run(options, plan, cluster)
+        return dry_run(options, plan, cluster, jobs)
     store = Store(options.store).create()
     retry = retry_keys(store, plan, options.retry)
     job = _jobs(options, cluster)
@@ -47,7 +48,6 @@ def run_command(options: argparse.Namespace) -> int:
         print(f"nothing to do: all {len(decisions)} stages are done")
         return 0
     prepare_data(plan, options.data)
-    jobs = _at_once(options, cluster)
     about = provenance_of(store)
     running = LocalRun(store, plan, backend, jobs, job, *about, retry, options.together)
     with mirrored(store, plan), watching() as show:
@@ -56,6 +56,7 @@ def run_command(options: argparse.Namespace) -> int:
 
 
 def _at_once(options: argparse.Namespace, cluster: Cluster) -> int:
+    """Stages at once on this machine. Raises InputError."""
     jobs = options.jobs if options.jobs is not None else cluster.jobs
     if jobs < 1:
         raise InputError(f"--jobs {jobs}: must be at least 1")
@@ -153,7 +154,7 @@ def watch(store: Store, plan: Plan, backend: Backend) -> int:
             time.sleep(2.0)
 
 
-def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
+def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster, at_once: int) -> int:
     """Prints the plan: what is done, what would run and why."""
     store = Store(options.store)
     retry = retry_keys(store, plan, options.retry)
@@ -163,7 +164,7 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster) -> int:
         print(f"{verb:8}{decision.stage.path:47} {decision.why}")
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
-    pieces = _at_once(options, cluster) if cluster.backend == "local" else 1
+    pieces = at_once if cluster.backend == "local" else 1
     for members in in_order(decisions, companies(plan, options.together), pieces):
         if len(members) > 1:
             print("one job for", ", ".join(each.stage.path for each in members))
