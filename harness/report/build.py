@@ -13,6 +13,7 @@ from harness.report import formats
 from harness.report.ablation import ablations
 from harness.report.claims import claims
 from harness.report.comparison import comparison
+from harness.report.latex import latex
 from harness.report.records import FIELDS, frame, make_records
 from harness.report.rows import Record, Row, rows_of
 from harness.report.source import Source
@@ -107,7 +108,7 @@ def as_text(report: Report, format: str, width: int | None = None) -> str:
     if format == "json":
         return formats.to_json(report.study, report.records, report.tables)
     if format == "latex":
-        return formats.latex(report.tables)
+        return latex(report.tables)
     from harness.report.page import page
 
     return page(report)

@@ -1,10 +1,9 @@
-"""Tables as Markdown, LaTeX (booktabs), CSV and JSON, and in a terminal."""
+"""Tables as Markdown, CSV and JSON, and in a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
-import itertools
 import json
 import math
 import re
@@ -16,30 +15,6 @@ from methods.errors import InputError
 from methods.values import from_plain, to_plain
 
 GROUPS = {"measured": "this run", "published": "published", "difference": "difference"}
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "`": r"\textasciigrave{}",
-    **{char: "\\" + char for char in "&%$#_{}"},
-    **{
-        char: f"{{{char}}}" for char in "[]*"
-    },  # behind the \\\\ of a line they would be its options
-    "±": r"$\pm$",
-    "−": "$-$",
-    "×": r"$\times$",
-    "→": r"$\rightarrow$",
-    "≥": r"$\geq$",
-    "≈": r"$\approx$",
-    "†": r"$^\dagger$",
-    "‡": r"$^\ddagger$",
-    "–": "--",
-    "Δ": r"$\Delta$",
-}
 
 
 def markdown(tables: Iterable[Table]) -> str:
@@ -92,61 +67,6 @@ def markdown_cell(cell: Cell) -> str:
     if cell.mark == "second":
         return f"<u>{text}</u>"
     return text
-
-
-def latex(tables: Iterable[Table]) -> str:
-    """One `table` environment each; needs the packages booktabs and graphicx."""
-    return "\n".join(map(_latex_table, tables))
-
-
-def _latex_table(table: Table) -> str:
-    align = "".join("r" if column.numeric else "l" for column in table.columns)
-    above, rules = _latex_groups(table.columns)
-    header = " & ".join(latex_text(column.title) for column in table.columns) + r" \\"
-    body = [" & ".join(map(latex_cell, line.cells)) + r" \\" for line in table.lines]
-    caption = " ".join(each for each in (table.title + ".", table.banner, *table.notes) if each)
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs,graphicx}",
-            r"\begin{table}",
-            r"\centering",
-            rf"\caption{{{latex_text(caption)}}}",
-            r"\resizebox{\textwidth}{!}{%",
-            rf"\begin{{tabular}}{{{align}}}",
-            r"\toprule",
-            *([above, rules] if above else []),
-            header,
-            r"\midrule",
-            *body,
-            r"\bottomrule",
-            r"\end{tabular}}",
-            r"\end{table}",
-            "",
-        ]
-    )
-
-
-def _latex_groups(columns: Sequence[Column]) -> tuple[str, str]:
-    """The headings over several columns, and the rules under them; "" where no group has a name."""
-    cells, rules, start = [], [], 1
-    for group, members in itertools.groupby(columns, key=lambda column: column.group):
-        width = len(list(members))
-        name = GROUPS.get(group, "")
-        cells.append(rf"\multicolumn{{{width}}}{{c}}{{{latex_text(name)}}}")
-        rules += [rf"\cmidrule(lr){{{start}-{start + width - 1}}}"] if name else []
-        start += width
-    return (" & ".join(cells) + r" \\", "".join(rules)) if rules else ("", "")
-
-
-def latex_text(text: str) -> str:
-    """`text` so that LaTeX prints it as it is."""
-    return "".join(_LATEX.get(char, char) for char in clean(text))
-
-
-def latex_cell(cell: Cell) -> str:
-    text = latex_text(cell.text)
-    command = {"best": r"\textbf", "second": r"\underline"}.get(cell.mark)
-    return f"{command}{{{text}}}" if command else text
 
 
 def comma_separated(table: Table) -> str:

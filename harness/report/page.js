@@ -41,10 +41,10 @@ function markdown(table) {
 
 function latex(table) {
   const head = cells(headings(table));
-  const align = head.map((cell) => (cell.classList.contains("number") ? "r" : "l")).join("");
+  const align = head.map((cell) => cell.dataset.align).join("");
   const line = (row) => cells(row).map((cell) => as(cell, "tex")).join(" & ") + " \\\\";
   const body = [...table.tBodies[0].rows].filter(shown).map(line);
-  return ["% \\usepackage{booktabs}", `\\begin{tabular}{${align}}`, "\\toprule", line(headings(table)), "\\midrule",
+  return ["% \\usepackage{array,booktabs}", `\\begin{tabular}{${align}}`, "\\toprule", line(headings(table)), "\\midrule",
     ...body, "\\bottomrule", "\\end{tabular}", ""].join("\n");
 }
 

@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from harness.report import cards, figures, formats, numbers, pictures
+from harness.report import cards, figures, formats, latex, numbers, pictures
 from harness.report.build import Report
 from harness.report.markup import Safe, element
 from harness.report.rows import Row, evaluations_of
@@ -180,9 +180,10 @@ def _head(table: Table) -> Safe:
             class_=_class(column),
             data_name=column.name,
             data_md=formats.markdown_text(formats.heading(column)),
-            data_tex=formats.latex_text(formats.heading(column)),
+            data_tex=latex.escaped(formats.heading(column)),
+            data_align=align,
         )
-        for column in table.columns
+        for column, align in zip(table.columns, latex.alignments(table), strict=True)
     ]
     named = any(column.group in formats.GROUPS for column in table.columns)
     return element("thead", element("tr", groups) if named else None, element("tr", cells))
@@ -205,7 +206,7 @@ def map_lines(table: Table) -> list[Safe]:
 
 def _cell(cell: Cell, column: Column, first: bool, line: Line) -> Safe:
     text = clean(cell.text)
-    markdown, latex = formats.markdown_cell(cell), formats.latex_cell(cell)
+    markdown, tex = formats.markdown_cell(cell), latex.cell_text(cell)
     return element(
         "th" if first else "td",
         {"best": element("strong", text), "second": element("u", text)}.get(cell.mark, text),
@@ -214,7 +215,7 @@ def _cell(cell: Cell, column: Column, first: bool, line: Line) -> Safe:
         title=clean(cell.note) or None,
         data_value=f"{cell.value:.6g}" if cell.value is not None else None,
         data_md=markdown if markdown != text else None,
-        data_tex=latex if latex != text else None,
+        data_tex=tex if tex != text else None,
     )
 
 

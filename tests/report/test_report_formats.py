@@ -97,6 +97,32 @@ def test_hostile_names_stay_text_in_latex(hostile: Path) -> None:
         assert len({len(re.findall(r"(?<!\\)&", line)) for line in lines}) == 1
 
 
+def test_latex_sets_words_in_paragraphs_and_notes_below(claimed: Path) -> None:
+    text = render(StoreSource(claimed), format="latex")
+    assert re.findall(r"\\label\{tab:(.*)\}", text) == [
+        "claims",
+        "convergence",
+        "comparison",
+        "ablation-milan",
+    ]
+    paragraph = r">\{\\raggedright\\arraybackslash\}p\{\d+em\}"
+    tables = re.findall(r"begin\{tabular\}\{(\S*)\}\n(.*?)\\midrule\n(.*?)\\bottomrule", text, re.S)
+    for align, head, body in tables:
+        columns = re.sub(paragraph, "l", align)
+        assert re.fullmatch(r"[lr]+", columns)
+        lines = [*head.splitlines()[-1:], *body.splitlines()]
+        assert {len(re.findall(r"(?<!\\)&", each)) for each in lines} == {len(columns) - 1}
+    claims, *_, changed = re.findall(r"begin\{tabular\}\{(.*)\}", text)
+    assert re.fullmatch(rf"(?:{paragraph}|l)+r{{4}}lr", claims)
+    assert re.fullmatch(rf"l{paragraph}rr", changed)
+    widths = [int(each) for each in re.findall(r"p\{(\d+)em\}", claims)]
+    assert len(widths) == 2 and sum(widths) <= 40
+    captions = re.findall(r"\\caption\{(.*)\}", text)
+    assert captions[0].startswith("Claims. Scale mini") and "Verdict" not in captions[0]
+    below = text.split(r"\end{tabular}}")[1]
+    assert below.index("Verdict: supported") < below.index(r"\end{table}")
+
+
 def test_hostile_names_stay_text_in_a_terminal(hostile: Path) -> None:
     text = render(StoreSource(hostile), format="terminal")
     assert "\x1b[31m" not in text and "\u202e" not in text
@@ -227,7 +253,9 @@ def test_the_command_prints_and_writes(
     assert capsys.readouterr().out.strip() == str(tmp_path / "out" / "comparison-mini.json")
 
 
-def test_latex_compiles(small: Path, ablation: Path, hostile: Path, tmp_path: Path) -> None:
+def test_latex_compiles(
+    small: Path, ablation: Path, hostile: Path, claimed: Path, tmp_path: Path
+) -> None:
     program = shutil.which("pdflatex")
     if program is None:
         pytest.skip("pdflatex is not installed")
@@ -237,9 +265,10 @@ def test_latex_compiles(small: Path, ablation: Path, hostile: Path, tmp_path: Pa
             (small, "comparison"),
             (ablation, "milan-ablation"),
             (hostile, "comparison"),
+            (claimed, "comparison"),
         )
     )
-    packages = r"\usepackage[T1]{fontenc}\usepackage{textcomp,booktabs,graphicx}"
+    packages = body.partition("\n")[0].lstrip("% ")
     document = rf"\documentclass{{article}}{packages}\begin{{document}}{body}\end{{document}}"
     (tmp_path / "table.tex").write_text(document, encoding="utf-8")
     subprocess.run(
