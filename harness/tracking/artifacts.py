@@ -9,6 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from harness.report.build import render
 from harness.report.source import Source
@@ -25,10 +27,12 @@ CHECKPOINT = re.compile(r"step-\d+-([0-9a-f]{64})\.pt")
 
 class Artifacts:
     """Writes them once. The first upload that fails is the last that is tried in a pass, since
-    numbers matter more and a server may have no room for files; the next pass tries again."""
+    numbers matter more and a server may have no room for files; the next pass tries again.
 
-    def __init__(self, runs: Runs) -> None:
-        self.runs, self.client = runs, runs.client
+    `check`: a tag that says that they are written is believed only where they are still there."""
+
+    def __init__(self, runs: Runs, check: bool = False) -> None:
+        self.runs, self.client, self.check = runs, runs.client, check
         self.error = ""
 
     def write(self, run: Run, view: StageView) -> None:
@@ -36,12 +40,26 @@ class Artifacts:
         self.data_sets(run, view.stage.get("task") or {})
         done = view.outcome.get("state") == "done"
         stamp = str(finished_ms(view)) if done else run.tags.get("artifacts", "task")
-        if self.error or run.tags.get("artifacts") == stamp:
+        if self.error:
             return
         with self._upload():
+            if run.tags.get("artifacts") == stamp and not self._lost(run, *names(view, done)):
+                return
             self.files(run, view, done)
             references = dict(weights(view.folder)) if done else {}
             self.runs.describe(run, {"artifacts": stamp, **references}, {})
+            self.runs.written += 1
+
+    def _lost(self, run: Run, *names: str) -> bool:
+        """Whether one of these files is no longer there, if that is to be checked."""
+        if not self.check:
+            return False
+        if run.place.startswith("file:"):  # ten thousand runs are looked through in a second
+            folder = Path(url2pathname(urlsplit(run.place).path))
+            return not all((folder / name).exists() for name in names)
+        folders = {name.rpartition("/")[0] or None for name in names}
+        found = [each for folder in folders for each in self.client.list_artifacts(run.id, folder)]
+        return not {each.path for each in found}.issuperset(names)
 
     @contextmanager
     def _upload(self) -> Iterator[None]:
@@ -66,25 +84,28 @@ class Artifacts:
             "device": cost.get("device", "") if isinstance(cost, Mapping) else "",
         }
         self.client.log_dict(run.id, environment, "environment.json")
-        if (view.folder / "metrics.jsonl").is_file():
-            self.client.log_artifact(run.id, str(view.folder / "metrics.jsonl"))
-        for path in sorted((view.folder / "pictures").glob("*.png")):
-            self.client.log_artifact(run.id, str(path), "pictures")
+        for name in copied(view.folder):
+            place = name.rpartition("/")[0] or None
+            self.client.log_artifact(run.id, str(view.folder / name), place)
 
     def report(self, run: Run, source: Source, study: str, scale: str) -> None:
         """The study's report, as a file of its first row's run; again where the study changed."""
-        if self.error or ("report" in run.tags and not self.runs.written):
+        there = "report" in run.tags
+        with self._upload():
+            there = there and not self._lost(run, "report.html")
+        if self.error or (there and not self.runs.written):
             return
         try:
             text = without_secrets(render(source, study, scale, "html"))
         except InputError:  # nothing to report yet
             return
         digest = hashlib.sha256(text.encode()).hexdigest()
-        if run.tags.get("report") == digest:
+        if there and run.tags.get("report") == digest:
             return
         with self._upload():
             self.client.log_text(run.id, text, "report.html")
             self.runs.describe(run, {"report": digest}, {})
+            self.runs.written += 1
 
     def data_sets(self, run: Run, task: Mapping[str, Any]) -> None:
         """The task's data as an MLflow data set; its digest is that of the value which names it."""
@@ -99,6 +120,17 @@ class Artifacts:
         self.client.log_inputs(run.id, [DatasetInput(found, [context])])
         run.has_data = True
         self.runs.written += 1
+
+
+def names(view: StageView, done: bool) -> list[str]:
+    """Files that a run has as soon as its artifacts are written."""
+    return ["task.json", "environment.json", *copied(view.folder)] if done else ["task.json"]
+
+
+def copied(folder: Path) -> list[str]:
+    """The stage's files that its run has as they are."""
+    found = [*folder.glob("metrics.jsonl"), *sorted(folder.glob("pictures/*.png"))]
+    return [path.relative_to(folder).as_posix() for path in found]
 
 
 def protocol(stage: Mapping[str, Any]) -> dict[str, Any] | None:

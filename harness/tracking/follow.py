@@ -99,7 +99,7 @@ def sync(
     """
     total = Summary()
     for name in [study] if study else _studies(store, scale):
-        total += Mirror(store, name, uri, state, scale if study else None).once()
+        total += Mirror(store, name, uri, state, scale if study else None, True).once()
         if total.error:
             break
     return total

@@ -28,12 +28,12 @@ class Levelling:
         plan: Mapping[str, Any],
         runs: Runs,
         view: Callable[[str], StageView | None],
+        artifacts: Artifacts,
         root: Path,
         uri: str,
     ) -> None:
-        self.plan, self.runs, self.view = plan, runs, view
+        self.plan, self.runs, self.view, self.artifacts = plan, runs, view, artifacts
         self.study, self.scale = str(plan["study"]["name"]), str(plan["study"]["scale"])
-        self.artifacts = Artifacts(runs)
         self.damage = ""
         self.parents: list[Run] = []
         name = f"{self.study}-{self.scale}"

@@ -13,8 +13,10 @@ from typing import Any
 from harness.report.source import StoreSource
 from harness.store import Store
 from harness.tracking import record
+from harness.tracking.artifacts import Artifacts
 from harness.tracking.level import Levelling
 from harness.tracking.liveness import state_from_files
+from harness.tracking.moved import relocate
 from harness.tracking.record import StageView
 from harness.tracking.runs import Runs
 from harness.tracking.server import (
@@ -52,8 +54,8 @@ class Mirror:
     """One study's mirror. It may be kept and asked again: a pass costs what has changed.
 
     uri: http(s)://... or sqlite:///FILE (the store's own file by default). state: what a stage
-    is, by key, where the files cannot say; `study`, `scale`: as in StoreSource. Raises InputError
-    for the address.
+    is, by key, where the files cannot say; `study`, `scale`: as in StoreSource. check: whether
+    artifacts that were once written are looked for. Raises InputError for the address.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class Mirror:
         uri: str | None = None,
         state: Callable[[str], str] | None = None,
         scale: str | None = None,
+        check: bool = False,
     ) -> None:
         self.root, self.study, self.scale = store.root, study, scale
         self.uri = check_uri(uri or default_uri(store.root))
-        self._state = state
+        self._state, self._check = state, check
         self._runs: Runs | None = None
         self._file: tuple[int, int] | None = None  # that `_runs` was read from
         self._views: dict[str, tuple[object, StageView]] = {}
@@ -97,7 +100,9 @@ class Mirror:
         runs, store = self._open(), Store(self.root)  # a Store remembers which folders there are
         source = StoreSource(self.root, self._state or state_from_files(store))
         source.store = store
-        levelling = Levelling(plan, runs, partial(self._view, source), self.root, self.uri)
+        artifacts = Artifacts(runs, self._check)
+        view = partial(self._view, source)
+        levelling = Levelling(plan, runs, view, artifacts, self.root, self.uri)
         levelling.run(keys)
         if keys is None:
             levelling.report(source)
@@ -105,11 +110,13 @@ class Mirror:
         return Summary(len(runs.by_key), runs.written, levelling.error)
 
     def _open(self) -> Runs:
+        moved = 0
         if self._runs is None or identity(self.uri) != self._file:
             runs = Runs(connect(self.uri), store_id(self.root))
+            moved = relocate(self.root, self.uri)
             runs.read()
             self._runs, self._file = runs, identity(self.uri)
-        self._runs.written = 0
+        self._runs.written = moved
         return self._runs
 
     def _view(self, source: StoreSource, key: str) -> StageView | None:

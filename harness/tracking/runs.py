@@ -25,6 +25,7 @@ class Run:
     """What MLflow holds of one run; kept level with what is written, so it is read only once."""
 
     id: str
+    place: str = ""  # the address of its artifacts
     status: str = "RUNNING"
     started: int = 0
     tags: dict[str, str] = field(default_factory=dict)
@@ -88,7 +89,8 @@ class Runs:
         tags = {**tags, "key": key, "store": self.store}
         started = started or round(time.time() * 1000)
         made = self.client.create_run(experiment, started, dict(tags), run_name=name)
-        run = Run(made.info.run_id, made.info.status, started, {**made.data.tags})
+        info = made.info
+        run = Run(info.run_id, info.artifact_uri, info.status, started, {**made.data.tags})
         self.by_key[key] = run
         self.written += 1
         return run
@@ -246,7 +248,8 @@ def _read(found: Any) -> Run:
     info = found.info
     seen = bool(found.inputs and found.inputs.dataset_inputs)
     tags, params = {**data.tags}, {**data.params}
-    return Run(info.run_id, info.status, info.start_time, tags, params, latest, seen)
+    place = info.artifact_uri
+    return Run(info.run_id, place, info.status, info.start_time, tags, params, latest, seen)
 
 
 def pages(search: Any, *words: Any, **filters: Any) -> list[Any]:
