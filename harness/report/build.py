@@ -18,6 +18,7 @@ from harness.report.records import FIELDS, frame, make_records
 from harness.report.rows import Record, Row, rows_of
 from harness.report.source import Source
 from harness.report.table import Table
+from harness.report.terminal import terminal
 from methods.errors import InputError
 from methods.values import did_you_mean
 
@@ -100,7 +101,7 @@ def render(
 def as_text(report: Report, format: str, width: int | None = None) -> str:
     """The report in one of FORMATS; CSV holds the first table only."""
     if format == "terminal":
-        return formats.terminal(report.tables, width)
+        return terminal(report.tables, width)
     if format == "md":
         return formats.markdown(report.tables)
     if format == "csv":

@@ -1,4 +1,4 @@
-"""Tables as Markdown, CSV and JSON, and in a terminal."""
+"""Tables as Markdown, CSV and JSON."""
 
 from __future__ import annotations
 
@@ -148,42 +148,3 @@ def _finite(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _finite(each) for key, each in value.items()}
     return [_finite(each) for each in value] if isinstance(value, list | tuple) else value
-
-
-def terminal(tables: Iterable[Table], width: int | None = None) -> str:
-    """Box-drawn tables for people; marks as bold and underline where the terminal has them."""
-    from rich.console import Console
-    from rich.table import Table as Grid
-    from rich.text import Text
-
-    out, shown = io.StringIO(), list(tables)
-    console = Console(file=out, width=width or _natural_width(shown))
-    for table in shown:
-        grid = Grid(title=Text(clean(table.title)), title_justify="left")
-        for column in table.columns:
-            grid.add_column(Text(heading(column)), justify="right" if column.numeric else "left")
-        for line in table.lines:
-            grid.add_row(*(Text(clean(cell.text), _STYLE[cell.mark]) for cell in line.cells))
-        if table.banner:
-            console.print(Text(clean(table.banner), "bold"), width=min(console.width, 100))
-        console.print(grid)
-        for note in table.notes:
-            console.print(Text(clean(note), "dim"), width=min(console.width, 100))
-    return out.getvalue()
-
-
-_STYLE = {"": "", "best": "bold", "second": "underline"}
-
-
-def _natural_width(tables: list[Table]) -> int:
-    """Wide enough that no cell is cut: a report is piped into files as often as it is looked at."""
-    lengths = [
-        sum(max(len(cell.text) for cell in column) + 3 for column in zip(*rows, strict=True))
-        for table in tables
-        for rows in [[tuple(map(_heading_cell, table.columns)), *(x.cells for x in table.lines)]]
-    ]
-    return max([100, *lengths]) + 1
-
-
-def _heading_cell(column: Column) -> Cell:
-    return Cell(heading(column))

@@ -16,6 +16,7 @@ import pytest
 from report_stores import HOSTILE, curve
 
 from harness.report import FORMATS, StoreSource, build, command, formats, render, write
+from harness.report.build import as_text
 from harness.report.markup import Safe, element
 from harness.report.records import FIELDS
 from harness.report.table import clean
@@ -128,6 +129,31 @@ def test_hostile_names_stay_text_in_a_terminal(hostile: Path) -> None:
     assert "\x1b[31m" not in text and "\u202e" not in text
     assert "<script>alert(1)</script>" in text
     assert "**bold**" in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 120])
+@pytest.mark.parametrize("name", ["small", "paper", "ablation", "claimed"])
+def test_a_narrow_terminal_cuts_no_number(
+    name: str, width: int, request: pytest.FixtureRequest
+) -> None:
+    study = "milan-ablation" if name == "ablation" else "comparison"
+    report = build(StoreSource(request.getfixturevalue(name)), study)
+    text = as_text(report, "terminal", width)
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= width
+    shown = [cell.strip() for line in text.splitlines() for cell in line.split("│")]
+    for table in report.tables:
+        for line in table.lines:
+            for cell in line.cells:
+                assert cell.value is None or cell.text in shown
+            assert line.cells[0].text.split()[0] in text
+
+
+def test_a_continued_table_names_its_rows_again(ablation: Path) -> None:
+    report = build(StoreSource(ablation), "milan-ablation")
+    lines = [line.split("│") for line in as_text(report, "terminal", 70).splitlines()]
+    named = [[cell.strip() for cell in line[1:3]] for line in lines if len(line) > 5]
+    assert sum(names == ["milan", "mse"] for names in named) >= 2
 
 
 def test_hostile_names_stay_one_field_in_csv(hostile: Path, tmp_path: Path) -> None:
