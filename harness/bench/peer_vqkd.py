@@ -24,7 +24,7 @@ from methods.teachers.vqkd_network import Codebook, VqkdNetwork, patch_tokens
 def load(precision: str, subject: Subject, clock: Clock) -> Peer:
     """The official step; see `harness.bench.peer.load_peer`."""
     trainable: Any = subject.build()
-    teacher = build_clip(trainable.teacher.card["model"]).visual.requires_grad_(False).eval()
+    teacher = sequence_first(build_clip(trainable.teacher.card["model"]).visual)
     network: VqkdNetwork = trainable.network.train()
     for each in network.modules():
         if hasattr(each, "fused_attn"):
@@ -44,6 +44,17 @@ def load(precision: str, subject: Subject, clock: Clock) -> Peer:
 
     about = ("official", "BEiT v2 run_vqkd_training")
     return Peer(about, precision, (), both, loss, update, subject.optimisation.batch, clock)
+
+
+def sequence_first(visual: Any) -> Any:
+    """CLIP's image tower, frozen, with tokens (N, B, W) between its blocks, as in OpenAI's code.
+
+    Batch first, as open_clip has it, bf16 products on a CPU copy their weights for every image.
+    """
+    visual.transformer.batch_first = False
+    for block in visual.transformer.resblocks:
+        block.attn.batch_first = False
+    return visual.requires_grad_(False).eval()
 
 
 @torch.no_grad()
