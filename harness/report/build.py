@@ -99,13 +99,13 @@ def render(
 
 
 def as_text(report: Report, format: str, width: int | None = None) -> str:
-    """The report in one of FORMATS; CSV holds the first table only."""
+    """The report in one of FORMATS; of several tables in CSV each has its name above it."""
     if format == "terminal":
         return terminal(report.tables, width)
     if format == "md":
         return formats.markdown(report.tables)
     if format == "csv":
-        return formats.comma_separated(report.tables[0])
+        return formats.comma_separated_all(report.tables)
     if format == "json":
         return formats.to_json(report.study, report.records, report.tables)
     if format == "latex":
@@ -129,11 +129,14 @@ def write(
     name = f"{report.study['name']}-{report.study['scale']}"
     texts: dict[str, str] = {}
     for each in [format] if format else [each for each in FORMATS if each != "terminal"]:
-        texts[f"{name}.{FORMATS[each]}"] = as_text(report, each)
         if each == "csv":
-            rest = {t.name: formats.comma_separated(t) for t in report.tables[1:]}
-            texts |= {f"{name}-{table}.csv": text for table, text in rest.items()}
+            first, *rest = map(formats.comma_separated, report.tables)
+            texts[f"{name}.csv"] = first
+            names = [table.name for table in report.tables[1:]]
+            texts |= {f"{name}-{table}.csv": text for table, text in zip(names, rest, strict=True)}
             texts[f"{name}-runs.csv"] = formats.records_csv(report.records, FIELDS)
+        else:
+            texts[f"{name}.{FORMATS[each]}"] = as_text(report, each)
     return [_write(out, file, text) for file, text in texts.items()]
 
 

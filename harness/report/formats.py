@@ -70,35 +70,57 @@ def markdown_cell(cell: Cell) -> str:
 
 
 def comma_separated(table: Table) -> str:
-    """Numbers at full precision; a measured column has its spread and seeds beside it, a published
-    one its status.
+    """Numbers at full precision; where there is none, an empty field, and beside it what the tables
+    say instead: pending, failed (...), not run.
 
-    A cell without a number holds what the tables say instead: pending, failed (...), not run.
+    A measured column has its spread, seeds and state beside it, a published one its status, and
+    every other its state, which is "done" where there is a number.
     """
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    header = [name for column in table.columns for name in (column.name, *_beside(column))]
-    writer.writerow(["scale", *header])
+    writer.writerow(["scale", *(name for column in table.columns for name in _names(column))])
     for line in table.lines:
-        row: list[Any] = [table.scale]
-        for column, cell in zip(table.columns, line.cells, strict=True):
-            row.append(clean(cell.text) if cell.value is None else f"{cell.value:.10g}")
-            if column.group == "measured":
-                std = "" if cell.std is None else f"{cell.std:.10g}"
-                row += [std, cell.n][: len(_beside(column))]
-            elif _beside(column):
-                row.append(cell.note.partition(";")[0])
-        writer.writerow(row)
+        pairs = zip(table.columns, line.cells, strict=True)
+        fields = [field for column, cell in pairs for field in _fields(column, cell)]
+        writer.writerow([table.scale, *fields])
     return out.getvalue()
 
 
-def _beside(column: Column) -> list[str]:
-    """The names of the columns that a CSV file has beside this one."""
-    if column.name in ("seeds", "published_epochs"):
-        return []
+COUNTS = ("epochs", "seeds", "published_epochs")  # told by the row itself, never waited for
+
+
+def _names(column: Column) -> list[str]:
+    """The columns of a CSV file that this one becomes."""
+    name = column.name
+    if not column.numeric or name in COUNTS:
+        return [name]
+    if column.group == "published":
+        return [name, f"{name}_status"]
+    spread = [f"{name}_std", f"{name}_n"] if column.group == "measured" else []
+    return [name, *spread, f"{name}_state"]
+
+
+def _fields(column: Column, cell: Cell) -> list[Any]:
+    """What a cell is in each of them."""
+    if not column.numeric:
+        return [clean(cell.text)]
+    number = "" if cell.value is None else f"{cell.value:.10g}"
+    if column.name in COUNTS:
+        return [number]
+    if column.group == "published":
+        return [number, cell.note.partition(";")[0]]
+    spread: list[Any] = []
     if column.group == "measured":
-        return [f"{column.name}_std", f"{column.name}_n"]
-    return [f"{column.name}_status"] if column.group == "published" else []
+        spread = ["" if cell.std is None else f"{cell.std:.10g}", cell.n]
+    missing = cell.text if cell.text != "–" else cell.note
+    return [number, *spread, "done" if number else clean(missing)]
+
+
+def comma_separated_all(tables: Sequence[Table]) -> str:
+    """Several tables one after another, each below a line `# <name>`; one alone has none."""
+    if len(tables) == 1:
+        return comma_separated(tables[0])
+    return "\n".join(f"# {clean(each.name)}\n{comma_separated(each)}" for each in tables)
 
 
 def records_csv(records: Iterable[Mapping[str, Any]], fields: Sequence[str]) -> str:

@@ -194,7 +194,9 @@ def test_every_format_has_the_claims(tmp_path: Path) -> None:
     assert "| A beats B |" in render(source, "claims", format="md")
     assert r"milan pixels" in render(source, "claims", format="latex")
     assert "supported" in render(source, "claims", format="terminal")
-    [first, *_] = csv.DictReader(io.StringIO(render(source, "claims", format="csv")))
+    title, _, text = render(source, "claims", format="csv").partition("\n")
+    [first, *_] = csv.DictReader(io.StringIO(text))
+    assert title == "# claims"
     assert float(first["effect"]) == 10 and first["verdict"] == "supported"
     assert float(first["low"]) == pytest.approx(7.5159, abs=1e-4)
     plain = json.loads(render(source, "claims", format="json"))

@@ -67,12 +67,40 @@ def test_csv_holds_numbers_spread_and_reasons(small: Path) -> None:
     found = {row["method"]: row for row in rows}
     assert float(found["milan"]["lin"]) == pytest.approx(66.4)
     assert found["milan"]["lin_n"] == "2"
-    assert found["mae"]["ft"] == "failed (memory)"
+    assert (found["milan"]["lin_state"], found["mae"]["ft"]) == ("done", "")
+    assert found["mae"]["ft_state"] == "failed (memory)"
     assert (found["milan"]["published_lin"], found["milan"]["published_lin_status"]) == (
         "79.9",
         "quoted",
     )
     assert {row["scale"] for row in rows} == {"mini"}
+
+
+@pytest.mark.parametrize("name", ["small", "paper", "ablation", "claimed"])
+def test_pandas_reads_numbers_from_csv(
+    name: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    import pandas
+
+    study = "milan-ablation" if name == "ablation" else "comparison"
+    source = StoreSource(request.getfixturevalue(name))
+    paths = write(source, study, None, "csv", tmp_path)
+    frames = [pandas.read_csv(path) for path in paths[:-1]]  # the last one holds the records
+    for table, frame in zip(build(source, study).tables, frames, strict=True):
+        assert len(frame) == len(table.lines)
+        for column in table.columns:
+            kind = frame[column.name].dtype
+            assert pandas.api.types.is_numeric_dtype(kind) == column.numeric, column.name
+
+
+def test_csv_on_one_stream_has_every_table(claimed: Path) -> None:
+    text = render(StoreSource(claimed), format="csv")
+    parts = text.split("\n\n")
+    names = ["claims", "convergence", "comparison", "ablation-milan"]
+    assert [part.partition("\n")[0] for part in parts] == [f"# {name}" for name in names]
+    for part in parts:
+        widths = {len(row) for row in csv.reader(io.StringIO(part.partition("\n")[2]))}
+        assert len(widths) == 1
 
 
 def test_hostile_names_stay_text_in_markdown(hostile: Path) -> None:
