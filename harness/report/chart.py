@@ -1,7 +1,9 @@
 """Charts as inline SVG: dots with whiskers, scatter, and curves with bands.
 
 A series is told apart by colour, dash and the shape of its marker together, and is named where it
-is drawn, so that no chart needs colour to be read. Colours are CSS variables of page.css.
+is drawn, so that no chart needs colour to be read. Colours are CSS variables of page.css. Eight of
+each make 64 series: after every eight, markers move on by one and dashes by two, so that of 32
+series no two share any two of the three.
 """
 
 from __future__ import annotations
@@ -94,9 +96,15 @@ def _tone(series: int) -> str:
     return f"s{series % COLOURS}"
 
 
+def dash(series: int) -> str | None:
+    """The series' dashes, or None for a whole line."""
+    return DASHES[(series + 2 * (series // COLOURS)) % len(DASHES)] or None
+
+
 def marker(x: float, y: float, series: int, size: float = 4.5) -> Safe:
     """The series' shape: circle, square, triangle, diamond, then the same ones hollow."""
-    shape, hollow = series % 4, "hollow" if series // 4 % 2 else ""
+    place = (series + series // COLOURS) % 8
+    shape, hollow = place % 4, "hollow" if place >= 4 else ""
     tone = f"mark {_tone(series)} {hollow}".strip()
     if shape == 0:
         return element("circle", cx=x, cy=y, r=size, class_=tone)
@@ -111,12 +119,8 @@ def marker(x: float, y: float, series: int, size: float = 4.5) -> Safe:
 
 def swatch(series: int) -> Safe:
     """What a legend shows: the dash and the marker of a series."""
-    line = element(
-        "path",
-        d="M1 7H33",
-        class_=f"line {_tone(series)}",
-        stroke_dasharray=DASHES[series % 8] or None,
-    )
+    tone = f"line {_tone(series)}"
+    line = element("path", d="M1 7H33", class_=tone, stroke_dasharray=dash(series))
     attributes = {"viewBox": "0 0 34 14", "width": 34, "height": 14, "aria_hidden": "true"}
     return element("svg", line, marker(17, 7, series), **attributes, class_="swatch")
 
@@ -240,8 +244,8 @@ def _curve(curve: Curve, x: Scale, y: Scale) -> list[Safe]:
     lower = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(curve.x, curve.low, strict=True)]
     line = [f"{x(a):.1f} {y(b):.1f}" for a, b in zip(curve.x, curve.mean, strict=True)]
     band = element("path", d="M" + "L".join([*upper, *lower[::-1]]) + "Z", class_=f"band {tone}")
-    dash = DASHES[curve.series % len(DASHES)] or None
-    path = element("path", d="M" + "L".join(line), class_=f"line {tone}", stroke_dasharray=dash)
+    drawn = {"class_": f"line {tone}", "stroke_dasharray": dash(curve.series)}
+    path = element("path", d="M" + "L".join(line), **drawn)
     return [band if curve.low != curve.high else Safe(""), path]
 
 
