@@ -56,8 +56,8 @@ def heading(column: Column) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """`text` so that Markdown shows it as it is, HTML included."""
-    return re.sub(r"([\\`*_\[\]<>|~#])", r"\\\1", clean(text)).replace("&", "&amp;")
+    """`text` so that Markdown shows it as it is, HTML and formulas included."""
+    return re.sub(r"([\\`*_\[\]<>|~#$])", r"\\\1", clean(text)).replace("&", "&amp;")
 
 
 def markdown_cell(cell: Cell) -> str:

@@ -60,7 +60,9 @@ function sort(table, index) {
     const cell = row.children[index];
     return number ? (cell.dataset.value === undefined ? null : Number(cell.dataset.value)) : cell.textContent;
   };
+  const first = (row) => row.classList.contains("default"); // its numbers are no differences
   const compare = (a, b) => {
+    if (first(a) || first(b)) return first(b) - first(a);
     const x = key(a), y = key(b);
     if (x === null || y === null) return (x === null) - (y === null); // what is missing stays last
     return sign * (number ? x - y : x.localeCompare(y));
@@ -109,7 +111,4 @@ for (const button of document.querySelectorAll("[data-copy]")) {
 }
 document.addEventListener("click", (event) => {
   for (const menu of document.querySelectorAll(".menu[open]")) if (!menu.contains(event.target)) menu.open = false;
-});
-addEventListener("beforeprint", () => {
-  for (const details of document.querySelectorAll("details.card")) details.open = true;
 });

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from harness.report.build import Report, as_text, build
 from harness.report.source import StoreSource
-from harness.report.table import Cell, Column, Table
+from harness.report.table import Cell, Column, Table, clean
 
 if TYPE_CHECKING:
     import pandas
@@ -51,6 +51,11 @@ class Results:
         table = self.table()
         shown = [name for name in table.columns if not name.endswith(("_std", "_n", "_state"))]
         return str(table[shown].to_html(escape=True, index=False, na_rep="–"))
+
+    def __repr__(self) -> str:
+        about, rows = self.report.study, len(self.report.rows)
+        tables = ", ".join(table.name for table in self.report.tables)
+        return clean(f"<Results of {about['name']} ({about['scale']}): {rows} rows; {tables}>")
 
     def __str__(self) -> str:
         return as_text(self.report, "terminal")

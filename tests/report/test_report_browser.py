@@ -72,6 +72,18 @@ def test_columns_sort_and_what_is_missing_stays_last(page: Browser) -> None:
     assert page.run(order) == "ascending"
 
 
+def test_sorting_an_ablation_leaves_the_default_row_on_top(
+    browser: Browser, claimed: Path, tmp_path: Path
+) -> None:
+    opened(browser, claimed, tmp_path / "report.html")
+    names = "[...document.querySelectorAll('#ablation-milan tbody th')].map(th => th.textContent)"
+    for name in ("variant", "lin"):
+        for _ in range(2):
+            head = f"#ablation-milan [data-name={name}] button"
+            browser.run(f"document.querySelector('{head}').click()")
+            assert browser.run(names) == ["default", "uniform-without-prompting"]
+
+
 def test_rows_are_filtered(page: Browser) -> None:
     page.run(
         "(box => { box.value = 'CLIP linear'; box.dispatchEvent(new Event('input')); })"
@@ -154,6 +166,16 @@ def test_print_leaves_out_what_paper_cannot_do(page: Browser) -> None:
     page.media("print")
     shown = "getComputedStyle(document.querySelector('#comparison .tools')).display"
     assert page.run(shown) == "none"
+
+
+def test_only_cards_that_are_open_are_printed_open(page: Browser) -> None:
+    opened = "[...document.querySelectorAll('details.card')].map(card => card.open)"
+    page.run("document.querySelector('details.card').open = true")
+    before = page.run(opened)
+    page.run("dispatchEvent(new Event('beforeprint'))")
+    page.call("Page.printToPDF")
+    assert page.run(opened) == before
+    assert before.count(True) == 1 and len(before) > 3
 
 
 @pytest.fixture

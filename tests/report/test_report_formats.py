@@ -107,6 +107,7 @@ def test_hostile_names_stay_text_in_markdown(hostile: Path) -> None:
     text = render(StoreSource(hostile), format="md")
     assert "\x1b" not in text and "\u202e" not in text
     assert not re.search(r"(?<!\\)<script", text)
+    assert not re.search(r"(?<!\\)\$", text), "a formula"
     tables = [block for block in text.split("\n\n") if block.startswith("| ")]
     for block in tables:
         lines = block.splitlines()

@@ -180,6 +180,7 @@ def test_data_frames_for_notebooks(small: Path) -> None:
     assert tuple(runs.columns) == FIELDS
     assert runs["value"].notna().sum() == sum(runs["state"] == "done")
     assert "milan" in str(results)
+    assert repr(results) == "<Results of comparison (mini): 6 rows; comparison>"
 
 
 def test_an_ablation_as_data_frame(ablation: Path) -> None:
