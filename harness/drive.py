@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness import death
 from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.plan import Plan
 from harness.run import Decision, about_stage, decide, live_jobs, open_attempt, ready
-from harness.store import Outcome, Store
-from harness.together import companies, groups, open_attempts
+from harness.store import Outcome, Store, read_table
+from harness.together import group_keys, open_attempts, split_into_jobs
 
 Show = Callable[[Mapping[str, Decision]], None]
 POLL_SECONDS = 0.25
@@ -40,11 +41,12 @@ class LocalRun:
     together: bool = False
     mine: dict[str, Attempt] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
+    memory_kills: int = field(default_factory=death.memory_kills)
 
     def __post_init__(self) -> None:
         # The longest chain goes first, so that what needs it does not wait for a free slot twice.
         self.behind = stages_behind(self.plan)
-        self.companies = companies(self.plan, self.together)
+        self.groups = group_keys(self.plan, self.together)
 
     def until_settled(self, show: Show) -> dict[str, Decision]:
         """Submits what is ready, as slots come free; returns the decisions when nothing is left.
@@ -74,7 +76,7 @@ class LocalRun:
             # the end should be short.
             last = reversed(list(ready(decisions)))
             waiting = sorted(last, key=lambda each: -self.behind[each.stage.key])
-            shared = groups(waiting, self.companies, self.jobs)
+            shared = split_into_jobs(waiting, self.groups, self.jobs)
             for members in shared[: max(0, self.jobs - running)]:
                 self.submit(members)
             return self.look() if running < self.jobs else decisions
@@ -106,14 +108,17 @@ class LocalRun:
         return open_attempt(self.store, decision, about, job, code=self.code)
 
     def bury(self, live: Mapping[str, JobState]) -> None:
-        """Writes the outcome that a killed process could not write itself."""
+        """Writes the outcome that a killed process could not write itself; none if it was asked
+        to stop and saved its state."""
         for key, attempt in list(self.mine.items()):
             if key in live:
                 continue
             del self.mine[key]
-            if attempt.folder.is_dir() and self.store.outcome(attempt.folder) is None:
-                message = "the process ended without an outcome (killed, perhaps for its memory)"
-                error = {"reason": "memory", "message": message}
+            job = read_table(attempt.place / "job.json") or {}
+            if "stopped" in job or not attempt.folder.is_dir():
+                continue
+            if self.store.outcome(attempt.folder) is None:
+                error = death.told(attempt.place, self.memory_kills)
                 outcome = Outcome("failed", error=error, attempt=attempt.id, finished=time.time())
                 self.store.finish(attempt.folder, outcome)
 

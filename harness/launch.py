@@ -22,7 +22,7 @@ from harness.snapshot import snapshot
 from harness.store import Store
 from harness.study import plan_name
 from harness.submit import in_order, submit_plan
-from harness.together import companies
+from harness.together import group_keys
 from harness.view import log_of, watching
 from methods.errors import InputError, StageError
 
@@ -165,7 +165,7 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster, at_once: 
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
     pieces = at_once if cluster.backend == "local" else 1
-    for members in in_order(decisions, companies(plan, options.together), pieces):
+    for members in in_order(decisions, group_keys(plan, options.together), pieces):
         if len(members) > 1:
             print("one job for", ", ".join(each.stage.path for each in members))
     if cluster.backend == "slurm":

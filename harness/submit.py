@@ -11,7 +11,7 @@ from harness.backends import Attempt, Backend, BackendRefused
 from harness.plan import Plan
 from harness.run import Decision, about_stage, decide, live_jobs, open_attempt
 from harness.store import Store
-from harness.together import companies, groups, open_attempts
+from harness.together import group_keys, open_attempts, split_into_jobs
 
 
 def submit_plan(
@@ -38,7 +38,7 @@ def submit_plan(
         decisions = decide(store, plan, live, retry)
         jobs = {key: state.job for key, state in live.items()}
         submitted = 0
-        for members in in_order(decisions, companies(plan, together)):
+        for members in in_order(decisions, group_keys(plan, together)):
             needed = [each for one in members for each in one.stage.needs.values()]
             after = tuple(dict.fromkeys(jobs[each.key] for each in needed if each.key in jobs))
 
@@ -61,10 +61,10 @@ def submit_plan(
 
 
 def in_order(
-    decisions: Mapping[str, Decision], companies: Mapping[str, str], jobs: int = 1
+    decisions: Mapping[str, Decision], groups: Mapping[str, str], jobs: int = 1
 ) -> Iterator[list[Decision]]:
-    """What is to be submitted, by job, the jobs that others need first. As `groups`."""
-    wanted = groups([each for each in decisions.values() if each.submit], companies, jobs)
+    """What is to be submitted, by job, the jobs that others need first. As `split_into_jobs`."""
+    wanted = split_into_jobs([each for each in decisions.values() if each.submit], groups, jobs)
     job_of = {each.stage.key: members for members in wanted for each in members}
     given: set[str] = set()
 

@@ -18,21 +18,21 @@ Open = Callable[[Decision, Mapping[str, Any]], Attempt]
 """A new attempt at a stage, with more for its job.json."""
 
 
-def groups(
-    decisions: Iterable[Decision], companies: Mapping[str, str], jobs: int = 1
+def split_into_jobs(
+    decisions: Iterable[Decision], groups: Mapping[str, str], jobs: int = 1
 ) -> list[list[Decision]]:
-    """The decisions by job, in order: each of `companies` in `jobs` jobs of about equal size.
+    """The decisions by job, in order: every group in `jobs` jobs of about equal size.
 
-    companies: of all stages of the plan by key; a job begins with those of its part that are given.
+    groups: `group_keys` of the whole plan. A job begins with those of its stages that are given.
     """
-    sizes = Counter(companies.values())
+    sizes = Counter(groups.values())
     found: dict[str, list[Decision]] = {}
     for decision in decisions:
-        found.setdefault(companies[decision.stage.key], []).append(decision)
+        found.setdefault(groups[decision.stage.key], []).append(decision)
     return [
         part
-        for company, members in found.items()
-        for part in _split(members, -(-sizes[company] // jobs))
+        for group, members in found.items()
+        for part in _split(members, -(-sizes[group] // jobs))
     ]
 
 
@@ -40,19 +40,19 @@ def _split(members: list[Decision], size: int) -> list[list[Decision]]:
     return [members[start : start + size] for start in range(0, len(members), size)]
 
 
-def companies(plan: Plan, together: bool = True) -> dict[str, str]:
+def group_keys(plan: Plan, together: bool = True) -> dict[str, str]:
     """By key, what is equal for stages that can train together; the key for one that cannot.
 
-    A stage that needs another one is never of its company, nor are stages that need each other's:
-    those of one company have equally many stages before them.
+    No stage is in one group with a stage that it needs, and no two groups need each other: those of
+    one group have equally many stages before them.
     """
     return {
-        key: _company(stage) if together and isinstance(stage.task, Pretraining) else key
+        key: _group_key(stage) if together and isinstance(stage.task, Pretraining) else key
         for key, stage in plan.stages.items()
     }
 
 
-def _company(stage: Stage) -> str:
+def _group_key(stage: Stage) -> str:
     task, method = stage.task, stage.task.method
     return fingerprint(
         {

@@ -18,7 +18,7 @@ from harness import provenance
 from harness.ownership import Ownership
 from harness.stage import task_from_record
 from harness.store import Outcome, Store, read_table
-from methods.engine.turns import Seat, take_turns
+from methods.engine.coroutines import Coroutine, interleave
 from methods.engine.work import Layout, Work, read_alarms
 from methods.errors import DISK_ERRORS, InputError, StageError
 from methods.values import from_plain
@@ -104,7 +104,7 @@ class Try:
         self.main = layout.rank == 0
         self.owner = Ownership(self.folder, place.name, name)
         self.ending: dict[str, Any] = {}
-        self.seat: Seat | None = None
+        self.coroutine: Coroutine | None = None
         self.work = Work(
             folder=self.folder,
             data=Path(str(self.job.get("data", "data"))),
@@ -139,7 +139,7 @@ class Try:
         self.ending = _attempt(lambda: _run(self.store, self.work))
         self.owner.leave()
         if self.main and self.ending.get("reason") != "stopped":
-            waited = self.seat.waited if self.seat else 0.0
+            waited = self.coroutine.waited if self.coroutine else 0.0
             seconds, commit = time.monotonic() - started - waited, str(self.job.get("commit", ""))
             outcome = _outcome(self.ending, self.place.name, commit, self.work, seconds)
             self.ending |= _finish(self.store, self.folder, outcome, self.owner)
@@ -152,9 +152,9 @@ def _in_turn(tries: Sequence[Try]) -> None:
     tasks = [_task(each.store, each.folder) for each in tries]
     together = Together(tasks, tries[0].work.data, tries[0].work.layout) if tries else None
     for each in tries:
-        each.seat = Seat(each.run)
-        each.work.turn, each.work.together = each.seat.give, together
-    take_turns([each.seat for each in tries if each.seat])
+        each.coroutine = Coroutine(each.run)
+        each.work.turn, each.work.together = each.coroutine.suspend, together
+    interleave([each.coroutine for each in tries if each.coroutine])
 
 
 def _finish(store: Store, folder: Path, outcome: Outcome, owner: Ownership) -> dict[str, Any]:

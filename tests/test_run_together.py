@@ -23,7 +23,7 @@ from harness.run import decide
 from harness.store import Store
 from harness.study import load_scale, load_study
 from harness.submit import in_order
-from harness.together import companies
+from harness.together import group_keys
 
 STUDY = """
 scale = "tiny"
@@ -55,7 +55,7 @@ def plan_of(study: str, scale: str = "mini") -> Plan:
 def by_job(plan: Plan, store: Path, jobs: int = 1) -> list[set[str]]:
     """The labels of the pretrainings of each job, in the order of submission."""
     decisions = decide(Store(store).create(), plan, {})
-    found = in_order(decisions, companies(plan), jobs)
+    found = in_order(decisions, group_keys(plan), jobs)
     pretrained = [{x.stage.label for x in each if x.stage.kind == "pretrain"} for each in found]
     return [labels for labels in pretrained if labels]
 
@@ -78,7 +78,7 @@ def test_seeds_and_other_augmentations_stay_apart(tmp_path: Path) -> None:
 def test_what_a_job_needs_is_submitted_before_it(study: str, tmp_path: Path) -> None:
     plan = plan_of(study)
     decisions = decide(Store(tmp_path).create(), plan, {})
-    jobs = list(in_order(decisions, companies(plan)))
+    jobs = list(in_order(decisions, group_keys(plan)))
     keys = [each.stage.key for members in jobs for each in members]
     assert sorted(keys) == sorted(plan.stages)
     at = {each.stage.key: place for place, members in enumerate(jobs) for each in members}

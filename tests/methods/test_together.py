@@ -15,7 +15,7 @@ from tiny_methods import tiny
 from torch import Tensor
 
 from methods.data.sets import Patchwork
-from methods.engine.turns import Seat, take_turns
+from methods.engine.coroutines import Coroutine, interleave
 from methods.engine.work import Layout, Work
 from methods.errors import StageError
 from methods.networks.together import Together
@@ -66,12 +66,12 @@ def run_together(works: Sequence[Work], names: Sequence[str]) -> dict[str, str]:
 
         return run
 
-    seats = []
+    coroutines = []
     for name, task, work in zip(names, tasks, works, strict=True):
-        seat = Seat(body(name, task, work))
-        work.turn, work.together = seat.give, together
-        seats.append(seat)
-    take_turns(seats)
+        coroutine = Coroutine(body(name, task, work))
+        work.turn, work.together = coroutine.suspend, together
+        coroutines.append(coroutine)
+    interleave(coroutines)
     return failed
 
 

@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable, Sequence
 
 
-class Seat:
-    """One stage's place among those that take turns."""
+class Coroutine:
+    """A stage that runs in a thread of its own, between `resume` and `suspend`."""
 
     def __init__(self, body: Callable[[], None]) -> None:
         self.waited = 0.0
@@ -28,8 +28,8 @@ class Seat:
         self.ended = True
         self._over.release()
 
-    def have(self) -> None:
-        """Let this stage go on until it yields or ends; raises what ended it."""
+    def resume(self) -> None:
+        """Let the stage go on until it suspends itself or ends; raises what ended it."""
         if not self._thread.is_alive():
             self._thread.start()
         self._mine.release()
@@ -37,7 +37,7 @@ class Seat:
         if self._error is not None:
             raise self._error
 
-    def give(self, done: int) -> None:
+    def suspend(self, done: int) -> None:
         """From within the stage, before update `done` + 1: let others have their turn."""
         self.done, began = done, time.perf_counter()
         self._over.release()
@@ -45,12 +45,12 @@ class Seat:
         self.waited += time.perf_counter() - began
 
 
-def take_turns(seats: Sequence[Seat]) -> None:
+def interleave(coroutines: Sequence[Coroutine]) -> None:
     """Until all have ended: who has done the fewest updates is next, the first of equals.
 
     So stages that went on from different checkpoints draw level and stay so, and all ranks choose
     alike. What depends on the thread or on global state (random numbers, gradient mode, threads of
     operations) is set within a turn by who has it.
     """
-    while waiting := [seat for seat in seats if not seat.ended]:
-        min(waiting, key=lambda seat: seat.done).have()
+    while waiting := [coroutine for coroutine in coroutines if not coroutine.ended]:
+        min(waiting, key=lambda coroutine: coroutine.done).resume()
