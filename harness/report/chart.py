@@ -216,7 +216,7 @@ def _scatter_mark(
         ),
         element("path", d=reach, class_=f"seed {_tone(point.series)}"),
         element("g", tip, marker(x, middle, point.series)),
-        element("text", _short(point.label, 18), x=right + 12, y=height + 4),
+        element("text", _short(point.label, 16), x=right + 12, y=height + 4),
     ]
 
 
@@ -234,7 +234,7 @@ def curves(
     drawn = [_curve(curve, x, y) for curve in curves_]
     names = None if small else _names(curves_, y, right, top, bottom)
     axis = element("text", x_title, x=(left + right) / 2, y=height - 3, class_="tick middle")
-    heading = element("text", _short(title, 34 if small else 60), x=left, y=14, class_="heading")
+    heading = element("text", _short(title, 23 if small else 60), x=left, y=14, class_="heading")
     return _svg(width, height, title, heading, grid, axis, drawn, names)
 
 
@@ -256,7 +256,7 @@ def _names(items: Sequence[Curve], y: Scale, right: float, top: float, bottom: f
         for curve, h in zip(items, heights, strict=True)
         for part in (
             marker(right + 10, h, curve.series, 3.5),
-            element("text", _short(curve.label, 16), x=right + 19, y=h + 4),
+            element("text", _short(curve.label, 15), x=right + 19, y=h + 4),
         )
     ]
 

@@ -168,6 +168,19 @@ def test_print_leaves_out_what_paper_cannot_do(page: Browser) -> None:
     assert page.run(shown) == "none"
 
 
+def test_no_name_is_cut_at_the_edge_of_a_chart(
+    browser: Browser, claimed: Path, tmp_path: Path
+) -> None:
+    opened(browser, claimed, tmp_path / "report.html")
+    assert browser.run("document.querySelectorAll('.charts svg text').length") > 20
+    cut = browser.run(
+        "[...document.querySelectorAll('.charts svg text')].filter(text => {"
+        " const [own, all] = [text, text.ownerSVGElement].map(e => e.getBoundingClientRect());"
+        " return own.right > all.right || own.left < all.left; }).map(text => text.textContent)"
+    )
+    assert cut == []
+
+
 def test_only_cards_that_are_open_are_printed_open(page: Browser) -> None:
     opened = "[...document.querySelectorAll('details.card')].map(card => card.open)"
     page.run("document.querySelector('details.card').open = true")
