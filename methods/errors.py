@@ -18,6 +18,7 @@ Reason = Literal[
     "teacher",
     "codebook",
     "memory",
+    "killed",
     "disk",
     "layout",
     "weights",

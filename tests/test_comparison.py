@@ -130,7 +130,7 @@ def test_a_killed_stage_is_told_and_resumed(data: Path, tmp_path: Path) -> None:
     owner = json.loads((metrics.parent / "owner.json").read_text())
     os.kill(owner["pid"], signal.SIGKILL)
     _, told = process.communicate(timeout=300)
-    assert process.returncode == 1 and "ended without an outcome" in told
+    assert process.returncode == 1 and "ended without an outcome: signal 9, SIGKILL" in told
     harness(*words, cwd=tmp_path)
     outcome = Store(tmp_path / "runs").outcome(metrics.parent)
     assert outcome is not None and outcome.done and failures(metrics.parent) == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import importlib
 import json
@@ -19,6 +20,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
 from harness.backends import BackendUnavailable
+from harness.death import EXIT
 
 # What a stage of each kind imports, a few seconds' work that its siblings need not repeat.
 IMPORTS = {
@@ -79,7 +81,8 @@ class ForkingExecutor(LocalExecutor):
 
 def serve() -> None:
     """Forks a process for each line of the standard input, until it ends; prints its id."""
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the system buries the forked processes
+    started: dict[int, Path] = {}
+    signal.signal(signal.SIGCHLD, lambda *_: _bury(started))
     while line := sys.stdin.readline():
         request = json.loads(line)
         importlib.import_module(IMPORTS.get(request["kind"], "torch"))
@@ -90,9 +93,25 @@ def serve() -> None:
             _run(Path(request["folder"]), writing)
             return
         os.close(writing)
+        started[pid] = Path(request["folder"])
         os.read(reading, 1)  # until it writes its log, by which the next driver knows it
         os.close(reading)
+        _bury(started)
         print(pid, flush=True)
+
+
+def _bury(started: dict[int, Path]) -> None:
+    """Takes leave of the processes that have ended, and writes how into their folders.
+
+    A signal may call it while it is at work: whichever call is told that a process ended writes.
+    """
+    for pid, folder in list(started.items()):
+        # Another call was told; the folder was removed; the disk is full.
+        with contextlib.suppress(OSError):
+            found, status = os.waitpid(pid, os.WNOHANG)
+            if found:
+                started.pop(pid, None)
+                (folder / EXIT).write_text(f"{os.waitstatus_to_exitcode(status)}\n")
 
 
 def _run(folder: Path, opened: int) -> None:
