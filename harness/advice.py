@@ -86,6 +86,7 @@ def _unfinished(store: Store, folder: Path, log: Path | None) -> list[str]:
 
 
 def _because(reason: str, line: str) -> list[str]:
+    line = line.removeprefix("stopped: ")
     return [f"ended: {reason}: {line}", f"what to do: {ADVICE[reason]}"]
 
 

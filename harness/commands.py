@@ -170,6 +170,13 @@ def sync_command(options: argparse.Namespace) -> int:
 def ui_command(options: argparse.Namespace) -> int:
     """Serves MLflow's pages on the store, on this machine only unless told otherwise."""
     from harness import tracking
+    from harness.tracking.server import check_port, default_uri, is_server, own_uri, without_secrets
 
-    tracking.serve(Store(options.store), options.host, options.port)
+    store, own = Store(options.store), own_uri(options.store)
+    check_port(options.host, options.port)
+    if is_server(named := default_uri(store.root)):
+        named = without_secrets(named)
+        print(f"MLFLOW_TRACKING_URI: runs are mirrored to {named}; here is the store's own file")
+    print(tracking.sync(store, own), flush=True)
+    tracking.serve(store, options.host, options.port)
     return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import re
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -165,6 +166,18 @@ def serve(store: Any, host: str = "127.0.0.1", port: int = 5000) -> NoReturn:
     # Its queues for background jobs are processes that only cost here.
     quiet = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONUNBUFFERED": "1"}
     os.execvpe(command[0], command, {**os.environ, **quiet})
+
+
+def check_port(host: str, port: int) -> None:
+    """Raises InputError where nothing can listen there, as MLflow would in a traceback."""
+    try:
+        family, *_, address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family) as found:
+            found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            found.bind((address[0], port))
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error)
+        raise InputError(f"--host {host} --port {port}: {why}; choose another --port") from None
 
 
 def serve_command(root: Path, host: str, port: int) -> list[str]:

@@ -1,4 +1,4 @@
-"""`harness ui`: the real command, on loopback, over a store that was mirrored before."""
+"""`harness ui`: the real command, on loopback, over a store that it makes level first."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,7 +18,7 @@ import pytest
 import tracking_folders as make
 from tracking_servers import free_port, wait_for
 
-from harness import tracking
+from harness.cli import main
 from harness.store import Store
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
@@ -28,14 +29,10 @@ from browser import Browser
 def showing(store: Store, folder: Path) -> Iterator[tuple[str, list[str]]]:
     """`harness ui` over the store: its address, and the names of its experiments."""
     port = free_port()
-    code = (
-        "import sys; from pathlib import Path; from harness import tracking\n"
-        "from harness.store import Store\n"
-        "tracking.serve(Store(Path(sys.argv[1])), port=int(sys.argv[2]))\n"
-    )
+    words = ("ui", "--store", str(store.root), "--port", str(port))
     log = (folder / "ui.log").open("wb")
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(store.root), str(port)],
+        [sys.executable, "-m", "harness.cli", *words],
         cwd=folder,
         stdout=log,
         stderr=log,
@@ -64,14 +61,42 @@ def showing(store: Store, folder: Path) -> Iterator[tuple[str, list[str]]]:
         process.wait(60)
 
 
-def test_the_ui_shows_the_study_of_the_store(store: Store, tmp_path: Path) -> None:
+def test_the_ui_shows_the_study_of_the_store(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where `harness run` mirrored to a server, which is named."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:s3cr3t@127.0.0.1:9")
     make.write_done(store.root)
-    tracking.sync(store)
     with showing(store, tmp_path) as (address, names):
         assert "comparison-mini" in names
     told = (tmp_path / "ui.log").read_text()
+    assert "MLflow is level: 7 runs" in told
+    assert "mirrored to http://***@127.0.0.1:9" in told and "s3cr3t" not in told
     assert address in told and re.search(r"comparison-mini: \S+/#/experiments/1/runs\?", told)
     assert not (tmp_path / "mlruns").exists() and not (tmp_path / "mlartifacts").exists()
+
+
+def test_what_cannot_be_shown_is_told_in_a_line(
+    store: Store, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*words: str) -> str:
+        with pytest.raises(SystemExit) as left:
+            main(["ui", *words])
+        told = capsys.readouterr().err
+        assert left.value.code == 2 and told.startswith("error: ") and told.count("\n") == 1
+        return told
+
+    assert "has no study" in refused("--store", str(tmp_path / "typo"), "--port", str(free_port()))
+    assert not (tmp_path / "typo").exists()
+    make.write_done(store.root)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        assert f"--port {port}: Address already in use" in refused(
+            "--store", str(store.root), "--port", port
+        )
+    assert "--port 99999" in refused("--store", str(store.root), "--port", "99999")
 
 
 ROWS = "[...document.querySelectorAll('[role=row]')]"
@@ -92,7 +117,6 @@ def test_a_reader_finds_rows_results_and_a_chart_of_two_ablations(
             pytest.fail("chromium is not installed")
         pytest.skip("chromium is not installed")
     make.write_done(store.root)
-    tracking.sync(store)
     with (
         showing(store, tmp_path),
         Browser(program, tmp_path / "profile") as page,
