@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -139,7 +139,11 @@ def _submit(
     if follows:
         print(follows)
     if options.watch:
-        return watch(store, plan, backend)
+        from harness.tracking.server import default_uri, is_server
+
+        # To a server the jobs forward themselves.
+        with nullcontext() if is_server(default_uri(store.root)) else mirrored(store, plan):
+            return watch(store, plan, backend)
     return told(decisions)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,7 @@ from harness.backends.local import LocalBackend
 from harness.cli import main
 from harness.drive import LocalRun
 from harness.plan import Plan, make_plan
-from harness.run import Decision, about_stage, decide, live_jobs, open_attempt
+from harness.run import Decision, about_stage, decide, failures, live_jobs, open_attempt
 from harness.stage import Stage
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
@@ -104,6 +105,24 @@ def test_a_folder_removed_under_a_running_stage(
     told = logs[0].read_text()
     assert "was removed under the running stage" in told and "Traceback" not in told
     assert not folder.exists()
+
+
+def test_a_stage_that_is_asked_to_stop_has_not_failed(
+    store: Store, start: Callable[..., LocalRun], capsys: Any
+) -> None:
+    """By somebody else than the driver, as by `harness cancel` in another terminal."""
+    plan = planned(MAE)
+    folder = store.folder(stage_of(plan, "pretrain"))
+
+    def stop() -> None:
+        os.kill(json.loads((folder / "owner.json").read_text())["pid"], signal.SIGTERM)
+
+    decisions = start(plan).until_settled(when_it_trains(folder, stop))
+    found = decisions[stage_of(plan, "pretrain").key]
+    assert (found.state, found.why, found.outcome) == ("failed", "stopped", None)
+    assert failures(folder) == 0
+    assert command("why", folder.name, "--store", store.root) == 0
+    assert "ended: stopped: terminated after update" in capsys.readouterr().out
 
 
 def until(condition: Callable[[], Any], what: str, seconds: float = 120.0) -> None:

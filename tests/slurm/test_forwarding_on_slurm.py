@@ -15,7 +15,7 @@ from cluster import Cluster
 from lab import command, until
 from tracking_servers import Server
 
-from harness.tracking.server import connect
+from harness.tracking.server import connect, own_uri
 
 pytestmark = pytest.mark.long
 WORDS = ("--scale", "tiny", "--methods", "mae", "--evals", "linear")
@@ -49,6 +49,23 @@ def curve(uri: str, run: Any, name: str) -> list[tuple[int, float]]:
 def of_file(folder: Path, name: str) -> list[tuple[int, float]]:
     lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
     return [(line["step"], line[name]) for line in lines if name in line]
+
+
+def test_without_a_server_the_one_that_watches_mirrors(
+    slurm_cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    profile = tmp_path / "mine.toml"
+    profile.write_text(
+        f'backend = "slurm"\nslurm_conf = "{slurm_cluster.configuration}"\npartition = "gpu"\n'
+        "cpus = 2\n"
+    )
+    words = ("run", *WORDS, "--cluster", profile, "--data", data, "--watch")
+    watched = command(*words, cwd=tmp_path)
+    assert watched.returncode == 0, watched.stderr
+    found = runs(own_uri(tmp_path / "runs"))
+    assert len(found) == 3 and {run.info.status for run in found.values()} == {"FINISHED"}
+    again = command("sync", cwd=tmp_path)
+    assert again.stdout.endswith(" 0 changes\n"), again.stdout
 
 
 def test_a_running_job_is_on_the_server_and_sync_makes_all_level(
