@@ -32,6 +32,9 @@ from methods.errors import InputError
 from methods.parts.augment import FineTuneAugmentation, mean_std
 from methods.values import did_you_mean, to_plain
 
+Load = Callable[[Sequence[Path]], Any]
+"""A batch of files, decoded and augmented."""
+
 EVALUATIONS: tuple[Literal["linear", "finetune"], ...] = ("linear", "finetune")
 DEFAULT = ("milan", "beitv2", "cae", *EVALUATIONS)
 """One view, one with jitter, two views, and the evaluations'."""
@@ -64,10 +67,12 @@ def run(options: argparse.Namespace) -> int:
     about = machine(Setting("cpu", 1, 1, threads=1, busy=options.busy))
     rows = []
     for pipeline in pipelines(names, scale):
-        row = loading_row(pipeline, options.steps, options.busy)
+        row = loading_row(pipeline, options.steps, options.busy, options.peer)
         rows.append({**row, "scale": scale.name, "machine": about})
         if options.out is not None:
-            keep(options.out / f"{scale.name}-loading{'-busy' * options.busy}.json", rows[-1])
+            peer = f"-{options.peer}" if options.peer else ""
+            name = f"{scale.name}-loading{'-busy' * options.busy}{peer}.json"
+            keep(options.out / name, rows[-1])
     print(json.dumps(rows, indent=1) if options.format == "json" else render(rows))
     return 0
 
@@ -207,19 +212,32 @@ def reference_batch(files: Sequence[Path], transform: Callable[[Image.Image], An
     return default_collate([transform(pil_loader(str(file))) for file in files])
 
 
-def loading_row(pipeline: Pipeline, steps: int, busy: bool) -> dict[str, Any]:
-    """Ours and the reference in turn, on one core; a step loads every picture once."""
-    clock, name = Clock(torch.device("cpu"), busy), reference_name(pipeline.augmentation)
+def beside(pipeline: Pipeline, peer: str | None) -> tuple[str, str, Load]:
+    """Name, version and loader that ours is measured beside: the official recipe, or `peer`'s."""
+    if peer is None:
+        name, transform = reference_name(pipeline.augmentation), reference(pipeline.augmentation)
+        return name, versions()[name], lambda files: reference_batch(files, transform)
+    if peer != "mmpretrain":
+        raise InputError(f"--peer {peer}: of --loading there is mmpretrain")
+    from harness.bench.loading_mmpretrain import load
+
+    return peer, *load(pipeline.name)
+
+
+def loading_row(
+    pipeline: Pipeline, steps: int, busy: bool, peer: str | None = None
+) -> dict[str, Any]:
+    """Ours and the other in turn, on one core; a step loads every picture once."""
+    clock, (name, version, load) = Clock(torch.device("cpu"), busy), beside(pipeline, peer)
     times: tuple[list[float], list[float]] = ([], [])
     with TemporaryDirectory() as folder:
         files = sorted(photographs(Path(folder)).iterdir())
         stream = iter(_stream(Path(folder), pipeline))
-        transform = reference(pipeline.augmentation)
         for _ in range(steps + 1):
             clock.mark(None)
             next(stream)
             times[0].append(clock.lap())
-            reference_batch(files, transform)
+            load(files)
             times[1].append(clock.lap())
         size = statistics.mean(file.stat().st_size for file in files)
     ours, theirs = (each[1:] for each in times)  # the first warms up
@@ -232,7 +250,7 @@ def loading_row(pipeline: Pipeline, steps: int, busy: bool) -> dict[str, Any]:
         "images_per_core_second": COUNT / statistics.median(ours),
         "peer": {
             "name": name,
-            "version": versions()[name],
+            "version": version,
             "images_per_core_second": COUNT / statistics.median(theirs),
             "ratio": statistics.median(theirs) / statistics.median(ours),
             "interval": ratio_interval(theirs, ours),

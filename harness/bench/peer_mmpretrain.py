@@ -48,7 +48,7 @@ def load(precision: str, subject: Subject, clock: Clock) -> Peer:
         raise InputError(f"--peer: mmpretrain has no {subject.name}; it has {', '.join(CONFIGS)}")
     if subject.encoder != ENCODER:
         raise InputError(f"--peer: mmpretrain is compared on {ENCODER} (--scale paper)")
-    package, device = _package(), clock.device
+    package, device = installed(), clock.device
     _quiet()
     config = _config(package, subject.name)
     model = _build(config, subject.name).to(device).train()
@@ -69,7 +69,7 @@ def load(precision: str, subject: Subject, clock: Clock) -> Peer:
     return Peer(about, precision, repairs, model, loss, update, batch, clock)
 
 
-def _package() -> Any:
+def installed() -> Any:
     """mmpretrain with its models registered; InputError where it is not installed."""
     _without_index()
     try:

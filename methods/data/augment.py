@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageEnhance, ImageOps
 
 from methods.parts.augment import (
@@ -32,6 +33,10 @@ _RESAMPLING = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+
+
+PHOTOGRAPH = 128
+"""Pixels of the shorter side from which on. Below, numbers stay those of Pillow to the last bit."""
 
 
 class Draws(Protocol):
@@ -100,8 +105,16 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
 
 
 def resized(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """The picture as a square of `size` pixels."""
-    return image.resize((size, size), _RESAMPLING[interpolation])
+    """The picture as a square of `size` pixels.
+
+    A photograph by torch's kernel, which takes a third of Pillow's time and rounds otherwise: a few
+    of a hundred values differ, more where it enlarges, by one level.
+    """
+    if min(image.size) < PHOTOGRAPH or interpolation == "lanczos":
+        return image.resize((size, size), _RESAMPLING[interpolation])
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    square = F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
+    return Image.fromarray(square.permute(1, 2, 0).contiguous().numpy())
 
 
 def _random_crop(

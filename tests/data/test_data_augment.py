@@ -8,18 +8,21 @@ from typing import Any
 
 import numpy as np
 import pytest
+import skimage.data
 import torch
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from methods.data.augment import (
+    PHOTOGRAPH,
     ToSample,
     _rand_augment,
     crop_box,
     draw_erasing,
     global_rng,
     jittered,
+    resized,
 )
 from methods.data.mixing import (
     Mix,
@@ -111,6 +114,26 @@ def test_a_crop_is_torchvisions_resized_crop() -> None:
     )
     ours = value.build()(image, rng(5))["image"]
     assert torch.equal(ours, transforms.functional.pil_to_tensor(theirs))
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize(("size", "share"), [((500, 375), 0.03), ((PHOTOGRAPH, 300), 0.2)])
+def test_a_photograph_is_resized_as_by_pillow_but_for_rounding(
+    size: tuple[int, int], share: float, interpolation: str
+) -> None:
+    image = Image.fromarray(skimage.data.astronaut()).resize(size)
+    for side in (224, 112):
+        ours = np.asarray(resized(image, side, interpolation)).astype(int)
+        kind = Image.Resampling[interpolation.upper()]
+        gap = np.abs(ours - np.asarray(image.resize((side, side), kind)))
+        assert (gap > 0).mean() < share and (gap > 1).mean() < 2e-3
+        assert (gap > 0).any() == (interpolation != "lanczos")
+
+
+def test_a_small_picture_is_resized_by_pillow_to_the_last_bit() -> None:
+    image = picture(PHOTOGRAPH - 1, 300)
+    pillow = image.resize((64, 64), Image.Resampling.BICUBIC)
+    assert np.array_equal(np.asarray(resized(image, 64, "bicubic")), np.asarray(pillow))
 
 
 def test_both_views_show_the_same_crop() -> None:
