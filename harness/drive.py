@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness import death
+from harness import exits
 from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.plan import Plan
@@ -41,7 +41,7 @@ class LocalRun:
     together: bool = False
     mine: dict[str, Attempt] = field(default_factory=dict)
     tried: set[str] = field(default_factory=set)
-    memory_kills: int = field(default_factory=death.memory_kills)
+    memory_kills: int = field(default_factory=exits.memory_kills)
 
     def __post_init__(self) -> None:
         # The longest chain goes first, so that what needs it does not wait for a free slot twice.
@@ -118,7 +118,7 @@ class LocalRun:
             if "stopped" in job or not attempt.folder.is_dir():
                 continue
             if self.store.outcome(attempt.folder) is None:
-                error = death.told(attempt.place, self.memory_kills)
+                error = exits.told(attempt.place, self.memory_kills)
                 outcome = Outcome("failed", error=error, attempt=attempt.id, finished=time.time())
                 self.store.finish(attempt.folder, outcome)
 

@@ -20,7 +20,7 @@ from submitit.core.utils import JobPaths
 from submitit.local.local import LocalExecutor, LocalJob
 
 from harness.backends import BackendUnavailable
-from harness.death import EXIT
+from harness.exits import EXIT
 
 # What a stage of each kind imports, a few seconds' work that its siblings need not repeat.
 IMPORTS = {

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from harness import death, provenance
+from harness import exits, provenance
 from harness.backends import Attempt
 from harness.backends.local import LocalBackend
 from harness.store import write_json
@@ -31,14 +31,14 @@ def test_a_signal_is_known_by_its_name(attempt: Attempt) -> None:
     until = time.monotonic() + 60
     while backend.query([about])[attempt.id].state != "dead" and time.monotonic() < until:
         time.sleep(0.01)
-    told = death.told(attempt.place, death.memory_kills())
+    told = exits.told(attempt.place, exits.memory_kills())
     assert told["reason"] == "killed" and told["message"].endswith("signal 11, SIGSEGV")
 
 
 @pytest.mark.parametrize(
     ("code", "kills_before", "reason", "words"),
     [
-        ("-9", death.memory_kills() + 1_000_000, "killed", "signal 9, SIGKILL"),
+        ("-9", exits.memory_kills() + 1_000_000, "killed", "signal 9, SIGKILL"),
         ("-9", -1, "memory", "as the kernel does for memory"),
         ("-15", -1, "killed", "signal 15, SIGTERM"),
         ("-63", -1, "killed", "signal 63"),
@@ -49,8 +49,8 @@ def test_a_signal_is_known_by_its_name(attempt: Attempt) -> None:
 def test_memory_is_blamed_only_where_the_kernel_killed_for_it(
     tmp_path: Path, code: str, kills_before: int, reason: str, words: str
 ) -> None:
-    (tmp_path / death.EXIT).write_text(code)
-    told = death.told(tmp_path, kills_before)
+    (tmp_path / exits.EXIT).write_text(code)
+    told = exits.told(tmp_path, kills_before)
     assert told["reason"] == reason and words in told["message"]
 
 
@@ -59,6 +59,6 @@ def test_an_attempt_in_the_job_of_another_died_with_it(tmp_path: Path) -> None:
     host.mkdir()
     guest.mkdir()
     (host / "1_0_log.out").touch()
-    (host / death.EXIT).write_text("-9\n")
+    (host / exits.EXIT).write_text("-9\n")
     (guest / "1_0_log.out").symlink_to(host / "1_0_log.out")
-    assert death.exit_code(guest) == -9
+    assert exits.exit_code(guest) == -9
