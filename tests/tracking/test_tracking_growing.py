@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import http.server
 import json
+import logging
 import shutil
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import tracking_folders as make
-from tracking_servers import Server
+from tracking_servers import Server, failing_server
 
 from harness import tracking
 from harness.store import Store
@@ -69,23 +67,11 @@ def test_sixteen_stages_grow_and_sqlite_holds_each_point_once(store: Store) -> N
     assert tracking.sync(store).written == 0
 
 
-class Failing(http.server.BaseHTTPRequestHandler):
-    """Answers 500, whatever is asked."""
-
-    def do_GET(self) -> None:
-        self.server.asked += 1  # type: ignore[attr-defined]
-        self.send_response(500)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_POST = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
 def test_a_server_that_failed_all_along_holds_everything_after_sync(
-    tmp_path: Path, fresh_database: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    fresh_database: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     store, place = Store(tmp_path / "runs"), tmp_path / "server"
@@ -93,15 +79,14 @@ def test_a_server_that_failed_all_along_holds_everything_after_sync(
     place.mkdir()
     shutil.copy(fresh_database, place / "mlflow.db")
     server = Server(place)
-    failing = http.server.ThreadingHTTPServer(("127.0.0.1", server.port), Failing)
-    failing.asked = 0  # type: ignore[attr-defined]
-    threading.Thread(target=failing.serve_forever, daemon=True).start()
-    with tracking.following(store, "comparison", server.uri, every=0.1):
+    with (
+        caplog.at_level(logging.WARNING, logger="harness"),
+        failing_server(server.port),
+        tracking.following(store, "comparison", server.uri, every=0.1),
+    ):
         for folder in folders:
             grow(folder)
-    assert failing.asked > 1  # type: ignore[attr-defined]
-    failing.shutdown()
-    failing.server_close()
+    assert any("behind" in each.message for each in caplog.records)
     server.start()
     try:
         assert tracking.sync(store, server.uri).error == ""

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import json
 import logging
 import os
 import shutil
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tracking_folders as make
-from tracking_servers import Server, free_port
+from tracking_servers import Server, failing_server, free_port
 
 from harness import provenance, tracking
 from harness.report.records import make_records
@@ -184,26 +182,10 @@ def test_a_server_that_lost_its_database_is_made_level_again(
     assert tracking.sync(empty, server.uri).written == 0
 
 
-class Ill(http.server.BaseHTTPRequestHandler):
-    """A server that has lost its database."""
-
-    def do_GET(self) -> None:
-        self.send_response(500)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    do_POST = do_GET
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
 @pytest.fixture
 def ill() -> Iterator[str]:
-    found = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ill)
-    threading.Thread(target=found.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{found.server_port}"
-    found.shutdown()
+    with failing_server() as address:
+        yield address
 
 
 def test_a_server_that_answers_500_stops_nothing(

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import socket
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 
 def free_port() -> int:
@@ -59,6 +63,32 @@ class Server:
             self.process.terminate()
             self.process.wait(60)
             self.process = None
+
+
+class Failing(http.server.BaseHTTPRequestHandler):
+    """Answers 500, whatever is asked."""
+
+    def do_GET(self) -> None:
+        self.send_response(500)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_POST = do_GET
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@contextmanager
+def failing_server(port: int = 0) -> Iterator[str]:
+    """The address of a server that answers 500."""
+    found = http.server.ThreadingHTTPServer(("127.0.0.1", port), Failing)
+    threading.Thread(target=found.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{found.server_port}"
+    finally:
+        found.shutdown()
+        found.server_close()
 
 
 def wait_for(condition: Callable[[], bool], what: str, seconds: float = 180.0) -> None:
