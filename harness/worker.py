@@ -130,7 +130,7 @@ class Try:
     def _link_logs(self) -> None:
         """In an attempt that shares the job of another, names the job's logs as its own."""
         for log in self.host.glob("*_log.out") if self.host != self.place else ():
-            with suppress(FileExistsError):
+            with suppress(OSError):  # they are there already, or links are not to be had
                 (self.place / log.name).symlink_to(os.path.relpath(log, self.place))
 
     def run(self) -> None:
@@ -149,8 +149,11 @@ def _in_turn(tries: Sequence[Try]) -> None:
     """Runs several pretrainings that see the same images, an update of each in turn."""
     from methods.networks.together import Together
 
-    tasks = [_task(each.store, each.folder) for each in tries]
-    together = Together(tasks, tries[0].work.data, tries[0].work.layout) if tries else None
+    tasks = []
+    for each in tries:
+        with suppress(InputError):  # the stage itself will fail with that
+            tasks.append(_task(each.store, each.folder))
+    together = Together(tasks, tries[0].work.data, tries[0].work.layout) if tasks else None
     for each in tries:
         each.coroutine = Coroutine(each.run)
         each.work.turn, each.work.together = each.coroutine.suspend, together
