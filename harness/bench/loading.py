@@ -219,7 +219,7 @@ def beside(pipeline: Pipeline, peer: str | None) -> tuple[str, str, Load]:
         return name, versions()[name], lambda files: reference_batch(files, transform)
     if peer != "mmpretrain":
         raise InputError(f"--peer {peer}: of --loading there is mmpretrain")
-    from harness.bench.loading_mmpretrain import load
+    from harness.bench.peer_mmpretrain_loading import load
 
     return peer, *load(pipeline.name)
 
