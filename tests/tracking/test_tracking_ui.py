@@ -150,5 +150,6 @@ def test_a_reader_finds_rows_results_and_a_chart_of_two_ablations(
         page.wait("document.querySelector('.js-plotly-plot svg') !== null")
         text = page.run("document.body.innerText")
         assert "Comparing 2 Runs" in text and "decoder.depth" in text
+        assert "Parallel Coordinates Plot" in text  # the chart that is drawn
         page.screenshot(tmp_path / "compared.png")
         assert (tmp_path / "compared.png").stat().st_size > 20_000
