@@ -13,7 +13,7 @@ from harness import exits
 from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.plan import Plan
-from harness.run import Decision, about_stage, decide, live_jobs, open_attempt, ready
+from harness.run import Decision, decide, live_jobs, ready
 from harness.store import Outcome, Store, read_table
 from harness.together import group_keys, open_attempts, split_into_jobs
 
@@ -93,7 +93,9 @@ class LocalRun:
 
     def submit(self, members: list[Decision]) -> None:
         """Opens an attempt at each stage of one job, starts it and records it."""
-        attempts = open_attempts(self.store, members, self._open)
+        attempts = open_attempts(
+            self.store, self.plan, members, self.job, self.provenance, self.code
+        )
         for decision, attempt in zip(members, attempts, strict=True):
             self.mine[decision.stage.key] = attempt
             self.tried.add(decision.stage.key)
@@ -101,11 +103,6 @@ class LocalRun:
         started = self.backend.submit(attempts[0])
         for attempt in attempts:
             self.store.update_attempt(attempt.folder, attempt.id, job_id=started)
-
-    def _open(self, decision: Decision, more: Mapping[str, Any]) -> Attempt:
-        about = about_stage(self.plan, decision.stage, self.provenance)
-        job = {**self.job(decision.stage.kind), **more}
-        return open_attempt(self.store, decision, about, job, code=self.code)
 
     def bury(self, live: Mapping[str, JobState]) -> None:
         """Writes the outcome that a killed process could not write itself; none if it was asked

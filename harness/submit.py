@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.backends import Attempt, Backend, BackendRefused
 from harness.plan import Plan
-from harness.run import Decision, about_stage, decide, live_jobs, open_attempt
+from harness.run import Decision, decide, live_jobs
 from harness.store import Store
 from harness.together import group_keys, open_attempts, split_into_jobs
 
@@ -41,15 +41,7 @@ def submit_plan(
         for members in in_order(decisions, group_keys(plan, together)):
             needed = [each for one in members for each in one.stage.needs.values()]
             after = tuple(dict.fromkeys(jobs[each.key] for each in needed if each.key in jobs))
-
-            def open_one(
-                decision: Decision, more: Mapping[str, Any], after: tuple[str, ...] = after
-            ) -> Attempt:
-                about = about_stage(plan, decision.stage, provenance)
-                said = {**job(decision.stage.kind), **more}
-                return open_attempt(store, decision, about, said, after, code)
-
-            attempts = open_attempts(store, members, open_one)
+            attempts = open_attempts(store, plan, members, job, provenance, code, after)
             try:
                 started = _submit(store, backend, attempts)
             except BackendRefused as error:

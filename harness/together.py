@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from harness.backends import Attempt
 from harness.plan import Plan
-from harness.run import Decision
+from harness.run import Decision, about_stage, open_attempt
 from harness.stage import Stage
 from harness.store import Store
 from methods.pretrain import Pretraining
 from methods.values import fingerprint, to_plain
-
-Open = Callable[[Decision, Mapping[str, Any]], Attempt]
-"""A new attempt at a stage, with more for its job.json."""
 
 
 def split_into_jobs(
@@ -72,12 +70,27 @@ def _depth(stage: Stage) -> int:
     return max((1 + _depth(needed) for needed in stage.needs.values()), default=0)
 
 
-def open_attempts(store: Store, members: list[Decision], open_one: Open) -> list[Attempt]:
+def open_attempts(
+    store: Store,
+    plan: Plan,
+    members: list[Decision],
+    job: Callable[[str], Mapping[str, Any]],
+    provenance: Mapping[str, Any],
+    code: Path | None,
+    after: tuple[str, ...] = (),
+) -> list[Attempt]:
     """An attempt at each stage of one job: the first is the job's own, and names the others."""
+
+    def open_one(decision: Decision, **more: Any) -> Attempt:
+        about = about_stage(plan, decision.stage, provenance)
+        return open_attempt(
+            store, decision, about, {**job(decision.stage.kind), **more}, after, code
+        )
+
     first, *others = members
-    beside = [open_one(each, {}) for each in others]
+    beside = [open_one(each) for each in others]
     places = [str(each.place_on_nodes) for each in beside]
-    host = open_one(first, {"together": places} if places else {})
+    host = open_one(first, together=places) if places else open_one(first)
     for each in beside:
         store.update_attempt(each.folder, each.id, beside=host.id)
     return [host, *beside]

@@ -152,12 +152,12 @@ def _in_turn(tries: Sequence[Try]) -> None:
     tasks = []
     for each in tries:
         with suppress(InputError):  # the stage itself will fail with that
-            tasks.append(_task(each.store, each.folder))
+            tasks.append(_task(each.store.record(each.folder), each.folder))
     together = Together(tasks, tries[0].work.data, tries[0].work.layout) if tasks else None
-    for each in tries:
-        each.coroutine = Coroutine(each.run)
-        each.work.turn, each.work.together = each.coroutine.suspend, together
-    interleave([each.coroutine for each in tries if each.coroutine])
+    coroutines = [Coroutine(each.run) for each in tries]
+    for each, coroutine in zip(tries, coroutines, strict=True):
+        each.coroutine, each.work.turn, each.work.together = coroutine, coroutine.suspend, together
+    interleave(coroutines)
 
 
 def _finish(store: Store, folder: Path, outcome: Outcome, owner: Ownership) -> dict[str, Any]:
@@ -218,13 +218,14 @@ def _layout(job: dict[str, Any], alone: Layout) -> tuple[Layout, str]:
     return replace(alone, rank=rank, world=world, local_rank=local), slurm_job.owner()
 
 
-def _task(store: Store, folder: Path) -> Any:
-    return task_from_record(store.record(folder), str(folder / "stage.json"))
+def _task(record: dict[str, Any], folder: Path) -> Any:
+    return task_from_record(record, str(folder / "stage.json"))
 
 
 def _run(store: Store, work: Work) -> dict[str, float]:
-    work.needs = _needs(store, store.record(work.folder))
-    task = _task(store, work.folder)
+    record = store.record(work.folder)
+    work.needs = _needs(store, record)
+    task = _task(record, work.folder)
     threads = task.threads or work.layout.threads
     if threads:
         import torch

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from command_line import harness
 from kill_trials import lines
+from milan_rows import ROWS
 from safetensors.torch import load_file
 
 from harness.plan import Plan, make_plan
@@ -25,27 +26,7 @@ from harness.study import load_scale, load_study
 from harness.submit import in_order
 from harness.together import group_keys
 
-STUDY = """
-scale = "tiny"
-evals = ["linear"]
-seeds = [0]
-[[rows]]
-method = "milan"
-[[rows]]
-method = "milan"
-variant = "uniform"
-[rows.set]
-masking = { type = "Random", ratio = 0.75 }
-[[rows]]
-method = "milan"
-variant = "pixels"
-[rows.set]
-"objectives.0.target" = { type = "Pixels" }
-"objectives.0.loss" = { type = "L2" }
-"objectives.0.where" = "hidden"
-[[rows]]
-method = "mae"
-"""
+STUDY = 'scale = "tiny"\nevals = ["linear"]\nseeds = [0]\n' + ROWS + '[[rows]]\nmethod = "mae"\n'
 
 
 def plan_of(study: str, scale: str = "mini") -> Plan:

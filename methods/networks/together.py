@@ -68,7 +68,8 @@ class Together:
 
     def _stream(self, start: int) -> Stream:
         method = self.first.method
-        transform = ToSamples(ToSample(method.augmentation.build()), self.maskings, method)
+        plain = ToSample(method.augmentation.build())
+        transform = ToSamples(plain, self.maskings, method.encoder.grid)
         source = self.first.data.open(self.data, "train")
         batch, seed = method.optimisation.batch, self.first.seed
         stream = Stream(source, transform, batch, seed, self.layout, start=start, unit=1)
@@ -83,8 +84,8 @@ class Together:
 class ToSamples:
     """As `ToSample` with each of several maskings: "draw0", "draw1" ... (N,)."""
 
-    def __init__(self, plain: ToSample, maskings: Sequence[Masking], method: Any) -> None:
-        self.plain, self.maskings, self.grid = plain, maskings, method.encoder.grid
+    def __init__(self, plain: ToSample, maskings: Sequence[Masking], grid: tuple[int, int]) -> None:
+        self.plain, self.maskings, self.grid = plain, maskings, grid
 
     def __call__(self, item: Any, generator: np.random.Generator) -> dict[str, Any]:
         """One sample; every mask is drawn from the generator as the views leave it."""

@@ -11,6 +11,7 @@ import pytest
 from cluster import Cluster as DevCluster
 from kill_trials import lines
 from lab import command, until
+from milan_rows import ROWS
 
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import load_cluster
@@ -20,25 +21,7 @@ from harness.store import Store
 from harness.study import load_scale, load_study
 
 pytestmark = pytest.mark.long
-STUDY = """
-scale = "tiny"
-evals = ["knn"]
-seeds = [0]
-[[rows]]
-method = "milan"
-[[rows]]
-method = "milan"
-variant = "uniform"
-[rows.set]
-masking = { type = "Random", ratio = 0.75 }
-[[rows]]
-method = "milan"
-variant = "pixels"
-[rows.set]
-"objectives.0.target" = { type = "Pixels" }
-"objectives.0.loss" = { type = "L2" }
-"objectives.0.where" = "hidden"
-"""
+STUDY = 'scale = "tiny"\nevals = ["knn"]\nseeds = [0]\n' + ROWS
 LONG = "optimisation.epochs=60"
 
 
