@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from methods.engine import checkpoint, distributed, health
 from methods.engine.attention import choose_kernels
 from methods.engine.device import Micro, autocast, memory_errors, rows, seed_generators, to_device
 from methods.engine.execution import Compiler, checkpoint_blocks
 from methods.engine.optim import Group, build_optimizer, set_rate
+from methods.engine.parallel import Alone, join, whole
 from methods.engine.record import Averages, Cost
-from methods.engine.sharding import Shards, local, whole
 from methods.engine.work import Work
 from methods.errors import StageError
 from methods.parts.optimisation import Optimisation
@@ -99,10 +98,9 @@ class _Run:
         self.module = trainable.module.to(device).train()
         choose_kernels(self.module, device, optimisation.precision)
         self.compiler: Compiler | None = None
-        self.shards: Shards | None = None
+        self.parallel: Alone
         self.optimizer: torch.optim.Optimizer
         self.scaler = torch.amp.GradScaler(device.type, enabled=optimisation.precision == "fp16")
-        self.model: nn.Module = self.module
         self.averages = Averages()
         self.cost = Cost(work, device, optimisation.batch)
         self.state = work.folder / "state"
@@ -122,7 +120,7 @@ class _Run:
         if state is not None:
             with self._of_this_network():
                 self.module.load_state_dict(state["module"])
-        self._join()
+        self.parallel = join(self.module, self.work.layout, self.device)
         if self.work.layout.compile:
             self.compiler = Compiler(self.module, self.work.alarm)
         if self.work.layout.activation_checkpointing:
@@ -134,27 +132,10 @@ class _Run:
             checkpoint.discard_unfinished(self.state)
         self.cost.resume(self.done)
 
-    def _join(self) -> None:
-        """Join the ranks' models, which are equal."""
-        if distributed.world() == 1:
-            return
-        if self.work.layout.shard and Shards.fit(self.module):
-            self.shards = Shards(self.module, self.device)
-            return
-        # No static_graph: its first update must synchronise, which accumulation does not.
-        self.model = DistributedDataParallel(
-            self.module,
-            device_ids=[self.device] if self.device.type == "cuda" else None,
-            broadcast_buffers=False,
-            gradient_as_bucket_view=True,
-        )
-
     def _load(self, state: dict[str, Any]) -> None:
-        optimizer = state["optimizer"]
         with self._of_this_network():
-            if self.shards is not None:
-                optimizer = self.shards.part(optimizer, self.optimizer)
-            self.optimizer.load_state_dict(optimizer)
+            part = self.parallel.part(state["optimizer"], self.optimizer)
+            self.optimizer.load_state_dict(part)
         self.scaler.load_state_dict(state["scaler"])
         self.averages.load(state["averages"])
         self.cost.load(state["cost"])
@@ -197,15 +178,13 @@ class _Run:
         self.writer.finish()
         self.cost.report()
         self.work.report["execution"] = self._execution()
-        if self.shards is not None:
-            self.shards.restore()
+        self.parallel.restore()
 
     def _execution(self) -> str:
         """How the blocks were executed: "eager", "compiled, activation checkpointing" ..."""
         compiled = self.compiler is not None and self.compiler.on
         again = ", activation checkpointing" * self.work.layout.activation_checkpointing
-        sharded = ", sharded" * (self.shards is not None)
-        return ("compiled" if compiled else "eager") + again + sharded
+        return ("compiled" if compiled else "eager") + again + self.parallel.execution
 
     def _update(self, step: int, micros: list[Micro]) -> tuple[bool, str | None]:
         """One update; whether to save, and why to stop, after it: the same on all ranks."""
@@ -213,8 +192,7 @@ class _Run:
         seed_generators(self.seed, step, distributed.rank(), 0)
         with self.cost.counted(sum(rows(micro) for micro in micros)):
             with torch.no_grad(), autocast(self.device, self.optimisation.precision):
-                if self.shards is not None:
-                    self.shards.gather()
+                self.parallel.gather()
                 prepared = self.trainable.prepare(step, micros)
             names, values = self._backward(step, prepared, self._shares(micros, prepared))
         stop = self.work.stop()
@@ -241,9 +219,9 @@ class _Run:
         values = torch.zeros((), device=self.device)
         for number, (micro, share) in enumerate(zip(prepared, shares, strict=True)):
             seed_generators(self.seed, step, distributed.rank(), number + 1)
-            with self._syncing(number == len(prepared) - 1):
+            with self.parallel.syncing(number == len(prepared) - 1):
                 with autocast(self.device, self.optimisation.precision):
-                    losses = self.model(micro)
+                    losses = self.parallel.model(micro)
                 # DDP and FSDP average over the ranks; the shares are of the whole.
                 self.scaler.scale(losses["loss"] * (share * distributed.world())).backward()
             names = sorted(losses)
@@ -300,7 +278,9 @@ class _Run:
     def _save(self) -> None:
         """Checkpoint on rank 0: its state is copied here, and written while training goes on."""
         with self.cost.paused():
-            self._check(self.done - 1, {"sum of the parameters": self._total()})
+            # A finite loss may have had a gradient that is not.
+            total = float(self.parallel.total())
+            self._check(self.done - 1, {"sum of the parameters": total})
             state = whole(self._snapshot())
             if distributed.rank() == 0:
                 self.writer.finish()
@@ -308,13 +288,6 @@ class _Run:
                 self.writer.start(self.done, state)
         self.saved = self.done
         self.saved_at = time.monotonic()
-
-    def _total(self) -> float:
-        """Not finite if a parameter is not: a finite loss may have had a gradient that is not."""
-        total = torch.zeros((), dtype=torch.float64, device=self.device)
-        for item in self.module.parameters():
-            total += local(item.detach()).sum(dtype=torch.float64)
-        return float(total if self.shards is None else distributed.all_reduce(total))
 
     def _snapshot(self) -> dict[str, Any]:
         return {
@@ -326,11 +299,3 @@ class _Run:
             "averages": self.averages.state(),
             "cost": self.cost.state(),
         }
-
-    def _syncing(self, last: bool) -> AbstractContextManager[Any]:
-        """Gradients meet in the last micro-batch only."""
-        if self.shards is not None:
-            self.shards.synchronise(last)
-        if last or not isinstance(self.model, DistributedDataParallel):
-            return nullcontext()
-        return self.model.no_sync()

@@ -25,7 +25,7 @@ class Layout:
     loader_workers: processes that load per rank, 0 for none. threads: of this process's CPU
     operations, 0 for the library's default. compile, activation_checkpointing: of the blocks that
     are trained, see `methods.engine.execution`. shard: over the ranks, see
-    `methods.engine.sharding`.
+    `methods.engine.parallel`.
     """
 
     rank: int = 0

@@ -14,8 +14,8 @@ from methods.data.augment import ToSample
 from methods.data.stream import Stream
 from methods.engine import distributed, health
 from methods.engine.loop import MOST_LINES, fit
+from methods.engine.parallel import whole
 from methods.engine.pictures import draw
-from methods.engine.sharding import whole
 from methods.engine.work import Work, read_line
 from methods.errors import StageError
 from methods.networks.export import export, write_encoder
