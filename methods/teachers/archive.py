@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import pickle
 import struct
@@ -19,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from methods.errors import StageError
+from methods.released import digest
 
 _DTYPES = {
     "DoubleStorage": torch.float64,
@@ -52,25 +52,20 @@ BROKEN = (
 _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 
 
-def find_weights(root: Path, name: str, fetch: str, digest: str = "") -> Path:
+def find_weights(root: Path, name: str, fetch: str, sha256: str = "") -> Path:
     """The file `root`/`name`; `fetch` says to a person what to fetch.
 
-    Raises StageError("weights") when it is missing or its SHA-256 does not begin with `digest`.
+    Raises StageError("weights") when it is missing or its SHA-256 does not begin with `sha256`.
     """
     path = root / name
     if not path.is_file():
         raise StageError("weights", f"{path} is missing: fetch {fetch} and place it there")
-    if digest:
-        found = hashlib.sha256()
-        with path.open("rb") as file:
-            while block := file.read(1 << 24):
-                found.update(block)
-        if not found.hexdigest().startswith(digest.lower()):
-            raise StageError(
-                "weights",
-                f"{path}: SHA-256 begins with {found.hexdigest()[:8]}, expected {digest}; "
-                f"fetch {fetch} again, or set sha256 = '' to take the file as it is",
-            )
+    if sha256 and not (found := digest(path)).startswith(sha256.lower()):
+        raise StageError(
+            "weights",
+            f"{path}: SHA-256 begins with {found[:8]}, expected {sha256}; "
+            f"fetch {fetch} again, or set sha256 = '' to take the file as it is",
+        )
     return path
 
 
@@ -86,8 +81,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         if path.suffix == ".safetensors":
             return load_file(path)
         if is_torchscript(path):
-            return _read_torchscript(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+            loaded = _read_torchscript(path)
+        else:
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except BROKEN as error:
         line = str(error).strip().splitlines()[:1]
         raise StageError(
@@ -236,11 +232,8 @@ def _collect_module(record: Any, prefix: str, tensors: dict[str, Tensor]) -> Non
 
 
 def _read_torchscript(path: Path) -> dict[str, Tensor]:
-    root = read_pickle(path, inert=("__torch__",))
     tensors: dict[str, Tensor] = {}
-    _collect(root, "", tensors)
-    if not tensors:
-        raise StageError("weights", f"{path}: holds no tensors")
+    _collect(read_pickle(path, inert=("__torch__",)), "", tensors)
     return tensors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import open_clip
 import torch
@@ -16,14 +16,13 @@ from torch import Tensor, nn
 
 from methods.engine.attention import attend
 from methods.errors import StageError
+from methods.parts.augment import mean_std
 from methods.teachers.archive import BROKEN
-from methods.teachers.folder import Precision, read_card
+from methods.teachers.folder import read_card
+from methods.teachers.frozen import FrozenTeacher, no_autocast
 from methods.teachers.half import Copies, dtype_around
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = mean_std("clip")
 
 KNOWN = {
     "": {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"},
@@ -32,8 +31,6 @@ KNOWN = {
 }
 QUICK = 1.702
 """The factor of QuickGELU's sigmoid."""
-
-Statistics = Literal["clip", "imagenet", "own"]
 
 
 class TeacherOutput:
@@ -50,40 +47,31 @@ class TeacherOutput:
 
     @cached_property
     def normalised(self) -> Tensor:
-        with torch.no_grad(), _no_autocast(self.raw):
+        with torch.no_grad(), no_autocast(self.raw):
             normalised: Tensor = self._visual.ln_post(self.raw)
         return normalised
 
     @cached_property
     def projected(self) -> Tensor:
-        with torch.no_grad(), _no_autocast(self.raw):
+        with torch.no_grad(), no_autocast(self.raw):
             projected: Tensor = self.normalised @ self._visual.proj
         return projected
 
 
-class FrozenClip(nn.Module):
+class FrozenClip(FrozenTeacher):
     """open_clip's image tower with read access to its tokens; never trained."""
 
-    def __init__(self, visual: Any, card: dict[str, Any], precision: Precision) -> None:
-        super().__init__()
+    def __init__(self, visual: Any, card: dict[str, Any]) -> None:
+        super().__init__(card)
         self.visual: Any = fold_quick_gelu(visual.eval().requires_grad_(False))
         self.copies = Copies(self.visual, lambda tower: [tower])
-        self.card, self.precision = card, precision
         rows, columns = visual.grid_size
         self.grid: tuple[int, int] = (rows, columns)
         width, projected = visual.proj.shape
         self.widths = {"raw": width, "normalised": width, "projected": projected}
-        self._add_statistics("clip", card["mean"], card["std"])
-        self._add_statistics("own", card["mean"], card["std"])
-        self._add_statistics("imagenet", IMAGENET_MEAN, IMAGENET_STD)
-
-    def _add_statistics(self, name: str, mean: Any, std: Any) -> None:
-        for part, values in (("mean", mean), ("std", std)):
-            tensor = torch.tensor(tuple(values), dtype=torch.float32).view(1, 3, 1, 1)
-            self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision = "inherit") -> FrozenClip:
+    def load(cls, folder: Path) -> FrozenClip:
         """The image tower in `folder`, loaded strictly; StageError("needs") when it is broken."""
         card = read_card(folder / "clip.json")
         weights = folder / "clip.safetensors"
@@ -95,38 +83,19 @@ class FrozenClip(nn.Module):
             visual.load_state_dict(state, strict=True)
         except BROKEN as error:
             raise StageError("needs", f"{weights}: no CLIP image tower ({error})") from None
-        return cls(visual, card, precision)
-
-    def train(self, mode: bool = True) -> FrozenClip:
-        """Stays in eval mode whatever the network around it does."""
-        return super().train(False)
+        return cls(visual, card)
 
     @torch.no_grad()
-    def forward(self, images: Tensor, statistics: Statistics = "clip") -> TeacherOutput:
-        """What the teacher says about images (B, 3, H, W) in [0, 1].
+    def forward(self, images: Tensor, statistics: str = "clip") -> TeacherOutput:
+        """What the teacher says about images (B, 3, H, W) in [0, 1], under the autocast around.
 
-        `statistics` picks the mean and deviation: CLIP's (its own), or ImageNet's as MILAN does.
-        Images of another size than the teacher's are resized (bicubic), as MaskAlign and dBOT do
-        for CLIP L/14 at 196.
+        `statistics`: CLIP's (its own), or ImageNet's as MILAN does; see `FrozenTeacher.prepared`.
         """
-        mean = self.get_buffer(f"{statistics}_mean")
-        images = (images.float() - mean) / self.get_buffer(f"{statistics}_std")
-        size = tuple(self.visual.image_size)
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        visual = self.copies.get(self._dtype(images), images.device)
-        with _no_autocast(images):
+        images = self.prepared(images, statistics, tuple(self.visual.image_size))
+        visual = self.copies.get(dtype_around(images), images.device)
+        with no_autocast(images):
             raw, attention = tokens_and_attention(visual, images)
         return TeacherOutput(raw.float(), attention, self.visual)
-
-    def _dtype(self, images: Tensor) -> torch.dtype:
-        if self.precision == "inherit":
-            return dtype_around(images)
-        return torch.bfloat16 if self.precision == "bf16" else torch.float32
-
-
-def _no_autocast(tensor: Tensor) -> torch.autocast:
-    return torch.autocast(tensor.device.type, enabled=False)
 
 
 def tokens_and_attention(visual: Any, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,13 @@ import timm
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods.errors import InputError, StageError
 from methods.networks.checkpoints import import_encoder
-from methods.parts.augment import mean_std
 from methods.parts.exported import read_exported
 from methods.teachers.archive import BROKEN, find_weights
-from methods.teachers.folder import Precision
+from methods.teachers.frozen import FrozenTeacher, no_autocast
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
@@ -43,7 +42,7 @@ class EncoderOutput:
 
     @cached_property
     def normalised(self) -> Tensor:
-        with torch.no_grad(), torch.autocast(self.raw.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(self.raw):
             normalised: Tensor = self._model.norm(self.raw)
         return normalised
 
@@ -55,7 +54,7 @@ class EncoderOutput:
     def attention(self) -> Tensor:
         if self._before is None:
             raise StageError("teacher", "attention is asked of a teacher of two blocks or more")
-        with torch.no_grad(), torch.autocast(self.raw.device.type, enabled=False):
+        with torch.no_grad(), no_autocast(self.raw):
             shared = getattr(self._model, "rel_pos_bias", None)
             bias = shared() if shared is not None else None
             return class_attention(self._model.blocks[-1], self._before.float(), bias)
@@ -78,24 +77,18 @@ def class_attention(block: Any, tokens: Tensor, bias: Tensor | None) -> Tensor:
     return logits.softmax(-1)[:, :, 0].mean(1)[:, 1:]
 
 
-class FrozenEncoder(nn.Module):
+class FrozenEncoder(FrozenTeacher):
     """The encoder that a stage left, with the interface of `FrozenClip`; never trained."""
 
-    def __init__(self, model: Any, card: dict[str, Any], precision: Precision) -> None:
-        super().__init__()
+    def __init__(self, model: Any, card: dict[str, Any]) -> None:
+        super().__init__(card)
         self.model: Any = model.eval().requires_grad_(False)
-        self.card, self.precision = card, precision
         rows, columns = model.patch_embed.grid_size
         self.grid: tuple[int, int] = (rows, columns)
         self.widths = dict.fromkeys(("raw", "normalised", "projected"), int(model.embed_dim))
-        known = {name: mean_std(name) for name in ("imagenet", "clip")}
-        for name, pair in {**known, "own": (card["mean"], card["std"])}.items():
-            for part, values in zip(("mean", "std"), pair, strict=True):
-                tensor = torch.tensor(tuple(values), dtype=torch.float32).view(1, 3, 1, 1)
-                self.register_buffer(f"{name}_{part}", tensor, persistent=False)
 
     @classmethod
-    def load(cls, folder: Path, precision: Precision = "inherit") -> FrozenEncoder:
+    def load(cls, folder: Path) -> FrozenEncoder:
         """The encoder in `folder`, loaded strictly; StageError("needs") when it is broken.
 
         StageError("teacher") where it has no class token.
@@ -111,33 +104,17 @@ class FrozenEncoder(nn.Module):
         try:
             model = timm.create_model(about.model, **about.arguments)
             model.load_state_dict(load_file(weights), strict=True)
-            return cls(model, {"mean": about.mean, "std": about.std}, precision)
+            return cls(model, {"mean": about.mean, "std": about.std})
         except BROKEN as error:
             raise StageError("needs", f"{weights}: no encoder ({error})") from None
 
-    def train(self, mode: bool = True) -> FrozenEncoder:
-        """Stays in eval mode whatever the network around it does."""
-        return super().train(False)
-
     @torch.no_grad()
     def forward(self, images: Tensor, statistics: str = "own") -> EncoderOutput:
-        """What the teacher says about images (B, 3, H, W) in [0, 1].
+        """What the teacher says about images (B, 3, H, W) in [0, 1], under the autocast around.
 
-        `statistics` picks mean and deviation: its "own", or those named. Images of another size
-        than the teacher's are resized (bicubic).
+        `statistics`: its "own", or those named; see `FrozenTeacher.prepared`.
         """
-        mean = self.get_buffer(f"{statistics}_mean")
-        images = (images.float() - mean) / self.get_buffer(f"{statistics}_std")
-        size = tuple(self.model.patch_embed.img_size)
-        if tuple(images.shape[-2:]) != size:
-            images = F.interpolate(images, size=size, mode="bicubic", align_corners=False)
-        if self.precision == "inherit":
-            return self._read(images)
-        enabled = self.precision == "bf16"
-        with torch.autocast(images.device.type, dtype=torch.bfloat16, enabled=enabled):
-            return self._read(images)
-
-    def _read(self, images: Tensor) -> EncoderOutput:
+        images = self.prepared(images, statistics, tuple(self.model.patch_embed.img_size))
         depth = len(self.model.blocks)
         found = self.model.forward_intermediates(
             images,

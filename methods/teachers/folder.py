@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from methods.errors import StageError
 from methods.parts.size import StateSize
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
     from methods.teachers.clip_network import FrozenClip
     from methods.teachers.encoder_network import FrozenEncoder
     from methods.teachers.tokenizer import FrozenTokenizer
-
-Precision = Literal["inherit", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -65,15 +63,13 @@ class Tokenizer:
         return StateSize()
 
 
-def load_teacher(
-    folder: Path, grid: tuple[int, int] | None = None, precision: Precision = "inherit"
-) -> FrozenClip | FrozenEncoder:
+def load_teacher(folder: Path, grid: tuple[int, int] | None = None) -> FrozenClip | FrozenEncoder:
     """The frozen network of a finished teacher stage, or the encoder of a pretraining stage.
 
     `grid` is the student's (rows, columns) of patches: another one at the teacher is a
-    StageError("teacher"). `precision` "inherit" runs under the autocast around the call.
+    StageError("teacher").
     """
-    teacher = _load(folder, precision)
+    teacher = _load(folder)
     if grid is not None and tuple(grid) != teacher.grid:
         raise StageError(
             "teacher",
@@ -83,14 +79,14 @@ def load_teacher(
     return teacher
 
 
-def _load(folder: Path, precision: Precision) -> FrozenClip | FrozenEncoder:
+def _load(folder: Path) -> FrozenClip | FrozenEncoder:
     if (folder / "encoder.json").exists():
         from methods.teachers.encoder_network import FrozenEncoder
 
-        return FrozenEncoder.load(folder, precision)
+        return FrozenEncoder.load(folder)
     from methods.teachers.clip_network import FrozenClip
 
-    return FrozenClip.load(folder, precision)
+    return FrozenClip.load(folder)
 
 
 def load_tokenizer(folder: Path) -> FrozenTokenizer:
@@ -100,12 +96,12 @@ def load_tokenizer(folder: Path) -> FrozenTokenizer:
     return load(folder)
 
 
-def read_card(path: Path, role: Literal["teacher", "needs"] = "needs") -> dict[str, Any]:
-    """The JSON object in `path`; StageError when it is missing or broken."""
+def read_card(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; StageError("needs") when it is missing or broken."""
     try:
         card = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError) as error:
-        raise StageError(role, f"{path}: cannot be read ({error})") from None
+        raise StageError("needs", f"{path}: cannot be read ({error})") from None
     if not isinstance(card, dict):
-        raise StageError(role, f"{path}: expected a JSON object")
+        raise StageError("needs", f"{path}: expected a JSON object")
     return card

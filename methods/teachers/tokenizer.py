@@ -15,10 +15,11 @@ from methods.engine.pictures import Strip, heat
 from methods.errors import StageError
 from methods.teachers.archive import BROKEN
 from methods.teachers.folder import read_card
+from methods.teachers.frozen import Frozen, no_autocast
 from methods.teachers.half import Copies, dtype_around
 
 
-class FrozenTokenizer(nn.Module):
+class FrozenTokenizer(Frozen):
     """Any network with `codes(images)` and the attributes size, grid and image; never trained.
 
     Where it has `halves()`, the parts that may run in half precision do so under autocast.
@@ -31,10 +32,6 @@ class FrozenTokenizer(nn.Module):
         self.size: int = network.size
         self.grid: tuple[int, int] = network.grid
         self.image: int = network.image
-
-    def train(self, mode: bool = True) -> FrozenTokenizer:
-        """Stays in eval mode whatever the network around it does."""
-        return super().train(False)
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
@@ -49,7 +46,7 @@ class FrozenTokenizer(nn.Module):
             codes: Tensor = self.network.codes(images.float())
             return codes
         network = self.copies.get(dtype_around(images), images.device)
-        with torch.autocast(images.device.type, enabled=False):
+        with no_autocast(images):
             codes = network.codes(images.float())
         return codes
 

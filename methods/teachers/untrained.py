@@ -45,12 +45,12 @@ def untrained(task: Teacher | Tokenizer | Pretraining, projected: int = PROJECTE
 
 def _clip(model: dict[str, Any]) -> FrozenClip:
     card = {"model": model, "mean": CLIP_MEAN, "std": CLIP_STD, "source": "untrained"}
-    return FrozenClip(build_clip(model).visual, card, "inherit")
+    return FrozenClip(build_clip(model).visual, card)
 
 
 def _encoder(encoder: Encoder, statistics: str) -> FrozenEncoder:
     mean, std = mean_std(statistics)
-    return FrozenEncoder(initialised(encoder), {"mean": mean, "std": std}, "inherit")
+    return FrozenEncoder(initialised(encoder), {"mean": mean, "std": std})
 
 
 def _released_model(task: ReleasedClip) -> dict[str, Any]:

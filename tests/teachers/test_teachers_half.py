@@ -32,7 +32,7 @@ def test_the_folded_tower_is_open_clips_own() -> None:
     visual: Any = build_clip(MODEL).visual.eval()
     plain = copy.deepcopy(visual)
     assert isinstance(plain.transformer.resblocks[0].mlp.gelu, QuickGELU)
-    teacher = FrozenClip(visual, CARD, "inherit")
+    teacher = FrozenClip(visual, CARD)
     mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (CLIP_MEAN, CLIP_STD))
     with torch.no_grad():
         tokens = plain.transformer(plain._embeds((images() - mean) / std))
@@ -41,7 +41,7 @@ def test_the_folded_tower_is_open_clips_own() -> None:
 
 def test_a_teacher_is_cast_once_and_keeps_its_float32() -> None:
     torch.manual_seed(0)
-    teacher = FrozenClip(build_clip(MODEL).visual, CARD, "inherit")
+    teacher = FrozenClip(build_clip(MODEL).visual, CARD)
     full = teacher(images())
     with torch.autocast("cpu", torch.bfloat16):
         half = teacher(images())
@@ -49,7 +49,7 @@ def test_a_teacher_is_cast_once_and_keeps_its_float32() -> None:
         teacher(images())
     assert kept is not None and teacher.copies.half is kept
     assert {each.dtype for each in kept.parameters()} == {torch.bfloat16}
-    assert half.projected.dtype == half.attention.dtype == torch.float32
+    assert half.raw.dtype == half.projected.dtype == half.attention.dtype == torch.float32
     assert not torch.equal(half.raw, full.raw)
     assert F.cosine_similarity(half.projected, full.projected, dim=-1).min() > 0.99
     assert torch.equal(teacher(images()).raw, full.raw)
