@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -89,10 +90,7 @@ def run(task: FineTuning, work: Work) -> dict[str, float]:
     train = task.data.open(work.data, "train")
     views = ToSample(task.augmentation.build())
     optimisation = task.optimisation
-
-    def stream(start: int) -> Stream:
-        return Stream(train, views, optimisation.batch, task.seed, work.layout, start)
-
+    stream = partial(Stream, train, views, optimisation.batch, task.seed, work.layout)
     fit(Tuning(classifier, task), optimisation, stream, work, len(train), task.seed)
     encoder = classifier.to(device).eval().encoder
     statistics = task.validation.statistics

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -162,25 +162,17 @@ def run(task: LinearProbe, work: Work) -> dict[str, float]:
     extract = frozen_features(task, work, device)
     train = task.data.open(work.data, "train")
     probing, heads = build_probing(task, extract)
-    optimisation, layout = task.optimisation, work.layout
-    spent = 0.0
+    optimisation, batch, seed = task.optimisation, task.optimisation.batch, task.seed
+    stream: Callable[[int], Iterable[list[Micro]]]
     if task.views == "fixed":
         work.alarm(NOTICE)
-        began = time.monotonic()
         known = cached_features(task, work, train, extract, device)
-        spent = time.monotonic() - began
+        stream = partial(CachedStream, *known, batch, seed, work.layout)
         probing.frozen = {"encoder": nn.Identity()}
-
-        def stream(start: int) -> Iterable[list[Micro]]:
-            return CachedStream(*known, optimisation.batch, task.seed, layout, start)
     else:
         views = ToSample(task.augmentation.build())
-
-        def stream(start: int) -> Iterable[list[Micro]]:
-            return Stream(train, views, optimisation.batch, task.seed, layout, start, unit=1)
-
-    fit(probing, optimisation, stream, work, len(train), task.seed)
-    work.report["seconds"] = float(work.report["seconds"]) + spent
+        stream = partial(Stream, train, views, batch, seed, work.layout, unit=1)
+    fit(probing, optimisation, stream, work, len(train), seed)
     heads.to(device).eval()
     return _evaluate(task, work, heads, extract, train, device)
 

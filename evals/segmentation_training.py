@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import groupby
 from typing import Any
 
@@ -129,10 +130,7 @@ def run(task: Segmentation, work: Work) -> dict[str, float]:
     segmenting, segmentor = build_segmenting(task, work, device)
     train = open_pictures(task, work.data, "train")
     views = TrainingSample(train, task.crop)
-
-    def stream(start: int) -> Stream:
-        return Stream(train, views, optimisation.batch, task.seed, layout, start, unit=1)
-
+    stream = partial(Stream, train, views, optimisation.batch, task.seed, layout, unit=1)
     fit(segmenting, optimisation, stream, work, len(train), task.seed)
     validation = open_pictures(task, work.data, "validation")
     metrics = evaluate(segmentor.to(device), validation, layout)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import open_clip
@@ -45,7 +46,11 @@ def train(task: ClipTraining, work: Work) -> dict[str, float]:
         raise StageError("data", f"{type(task.data).__name__} has no captions to train a CLIP on")
     torch.manual_seed(task.seed)
     trainable = ClipTrainable(task)
-    fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
+    views: Views = task.augmentation.build()
+    transform = ToSample(views if task.image_image_weight == 0 else TwoViews(views))
+    batch = task.optimisation.batch
+    stream = partial(Stream, source, transform, batch, task.seed, work.layout, unit=1)
+    fit(trainable, task.optimisation, stream, work, len(source), task.seed)
     clip = trainable.network.clip.eval()
     accuracy = zero_shot(clip, task, task.data.open(work.data, "validation"), work.layout)
     steps = task.optimisation.steps(len(source))
@@ -65,18 +70,6 @@ def check_accuracy(accuracy: float, classes: int, minimum: float) -> None:
             f"minimum_zero_shot asks for {minimum:g} times that: nothing may be distilled from "
             "noise; train the teacher longer or with another learning rate",
         )
-
-
-def _stream(task: ClipTraining, source: ImageFolder, work: Work) -> Callable[[int], Stream]:
-    views: Views = task.augmentation.build()
-    if task.image_image_weight > 0:
-        views = TwoViews(views)
-    transform, batch = ToSample(views), task.optimisation.batch
-
-    def start(step: int) -> Stream:
-        return Stream(source, transform, batch, task.seed, work.layout, start=step, unit=1)
-
-    return start
 
 
 class TwoViews:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +37,9 @@ def train(task: DvaeTraining, work: Work) -> dict[str, float]:
     source = task.data.open(work.data, "train")
     torch.manual_seed(task.seed)
     trainable = DvaeTrainable(task, len(source))
-    fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
+    transform, batch = ToSample(task.augmentation.build()), task.optimisation.batch
+    stream = partial(Stream, source, transform, batch, task.seed, work.layout, unit=1)
+    fit(trainable, task.optimisation, stream, work, len(source), task.seed)
     network = trainable.network.eval()
     metrics, counts = measure(network, task.data.open(work.data, "validation"), work.layout)
     work.log(task.optimisation.steps(len(source)), **metrics)
@@ -46,16 +48,6 @@ def train(task: DvaeTraining, work: Work) -> dict[str, float]:
         save(work.folder, network.encoder, card_of(task.network, "trained here"))
     draw(work, lambda: [usage_strip(counts)])
     return metrics
-
-
-def _stream(task: DvaeTraining, source: ImageFolder, work: Work) -> Callable[[int], Stream]:
-    transform = ToSample(task.augmentation.build())
-
-    def start(step: int) -> Stream:
-        batch = task.optimisation.batch
-        return Stream(source, transform, batch, task.seed, work.layout, start=step, unit=1)
-
-    return start
 
 
 class Dvae(nn.Module):

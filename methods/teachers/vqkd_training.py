@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -37,7 +37,9 @@ def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     source = task.data.open(work.data, "train")
     torch.manual_seed(task.seed)
     trainable = VqkdTrainable(task, teacher, len(source))
-    fit(trainable, task.optimisation, _stream(task, source, work), work, len(source), task.seed)
+    transform, batch = ToSample(task.augmentation.build()), task.optimisation.batch
+    stream = partial(Stream, source, transform, batch, task.seed, work.layout, unit=1)
+    fit(trainable, task.optimisation, stream, work, len(source), task.seed)
     network = trainable.network.eval()
     validation = task.data.open(work.data, "validation")
     metrics, counts = measure(network, trainable.teacher, validation, work.layout)
@@ -59,16 +61,6 @@ def check_usage(usage: float, codes: int, minimum: float) -> None:
             f"= {minimum:.1%}: the codebook has collapsed; use fewer codes, a smaller "
             "code_dimension or more training",
         )
-
-
-def _stream(task: VqkdTraining, source: ImageFolder, work: Work) -> Callable[[int], Stream]:
-    transform = ToSample(task.augmentation.build())
-
-    def start(step: int) -> Stream:
-        batch = task.optimisation.batch
-        return Stream(source, transform, batch, task.seed, work.layout, start=step, unit=1)
-
-    return start
 
 
 class VqkdLoss(nn.Module):
