@@ -10,9 +10,8 @@ fine-tuning 82.8 at 192 pixels.
 Known: the head is written as a linear layer (there a 1x1 convolution and a pixel shuffle, which is
 the same map). For the linear probe the authors advise averaged patches of about the 8th block;
 its other settings are MAE's (UNVERIFIED), and so is all of segmentation and of ViT-L ("large").
-Swin: by a slip of the
-source the tables of relative positions are decayed in pretraining and not in fine-tuning; that is
-followed.
+Swin: by a slip of the source the tables of relative positions are decayed in pretraining and not in
+fine-tuning; that is followed.
 """
 
 from __future__ import annotations

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import re
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import timm
 import torch
@@ -18,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
+from methods.engine.checkpoint import replacing
 from methods.errors import StageError
 from methods.networks.export import write_encoder
 from methods.networks.swin_names import from_released, to_mmpretrain
@@ -223,14 +222,11 @@ def export_encoder(folder: Path, path: Path, format: str) -> None:
         swin = any(name.startswith("layers.") for name in state)
         ours = {_to_mmpretrain(name): item for name, item in state.items()}
         state = to_mmpretrain(state) if swin else ours
-    aside = path.with_name(f".{path.name}.new")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".safetensors":
-            save_file(state, aside)
-        else:
-            wrapped: dict[str, Any] = {"state_dict": state}
-            torch.save(wrapped, aside)
-        os.replace(aside, path)
+        with replacing(path) as aside:
+            if path.suffix == ".safetensors":
+                save_file(state, aside)
+            else:
+                torch.save({"state_dict": state}, aside)
     except (OSError, RuntimeError) as error:
         raise StageError("disk", f"{path}: cannot be written: {error}") from error

@@ -22,7 +22,7 @@ from methods.networks.encoders import (
     take,
 )
 from methods.networks.positions import sine_cosine
-from methods.parts.decoder import Output, PatchAggregation, Prompting, Transformer, Where
+from methods.parts.decoder import Output, PatchAggregation, Transformer, Where
 
 
 def select(tokens: Tensor, mask: Tensor, where: Where) -> Tensor:
@@ -116,7 +116,7 @@ class FullSequence(nn.Module):
 
     early_layer: int | None = None
 
-    def __init__(self, value: Transformer | Prompting, student: Student, output: Output) -> None:
+    def __init__(self, value: Transformer, student: Student, output: Output) -> None:
         super().__init__()
         self.where = output.where
         self.embed = nn.Linear(student.width, value.width)

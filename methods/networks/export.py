@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from methods.engine.checkpoint import replacing
 from methods.errors import StageError
 from methods.networks.encoders import Student
 from methods.parts.augment import mean_std
@@ -40,25 +41,16 @@ def write_encoder(
         "std": std,
     }
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _write_weights(weights, folder / "encoder.safetensors")
-        _replace(folder / "encoder.json", json.dumps(about, indent=2).encode() + b"\n")
+        with replacing(folder / "encoder.safetensors") as aside:
+            save_file(weights, aside)
+            _flush(aside)
+        with replacing(folder / "encoder.json") as aside:
+            aside.write_text(json.dumps(about, indent=2) + "\n")
+            _flush(aside)
     except OSError as error:
         raise StageError("disk", f"{folder}: the encoder cannot be written: {error}") from error
 
 
-def _write_weights(weights: dict[str, torch.Tensor], path: Path) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    save_file(weights, aside)
-    with aside.open("rb") as file:
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
         os.fsync(file.fileno())
-    os.replace(aside, path)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.new")
-    with aside.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(aside, path)

@@ -58,19 +58,15 @@ class TargetNetwork(nn.Module):
     width: int
     parts: int = 1
 
-    def forward(self, inputs: list[Inputs], student: Any) -> list[Tensor]:
-        """For each micro-batch of this rank the target (B, N, C), (B, 1+N, C) or codes (B, N).
+    def one(self, inputs: Inputs, student: Any) -> Tensor:
+        """The target of a micro-batch, (B, N, C), (B, 1+N, C) or codes (B, N), by itself.
 
         `student` is the Pretrainer, for targets that follow the network in training.
         """
-        return self.joint([self.one(each, student) for each in inputs])
-
-    def one(self, inputs: Inputs, student: Any) -> Tensor:
-        """The target of one micro-batch, as far as it depends on nothing else."""
         raise NotImplementedError
 
     def joint(self, targets: list[Tensor]) -> list[Tensor]:
-        """The targets of all micro-batches, with what takes the global batch to compute."""
+        """The targets of this rank's micro-batches, with what takes the global batch to compute."""
         return targets
 
     def start(self, student: Any) -> None:
@@ -85,7 +81,7 @@ class PixelTarget(TargetNetwork):
 
     def __init__(self, encoder: Encoder, normalise_patches: bool) -> None:
         super().__init__()
-        self.grid, self.normalise_patches = encoder.grid, normalise_patches
+        self.normalise_patches = normalise_patches
         self.patch: int = encoder.patch  # type: ignore[attr-defined]
         self.width = 3 * self.patch**2
 

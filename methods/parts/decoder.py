@@ -80,16 +80,6 @@ class LinearHead(Decoder):
         return StateSize(linear(encoder.width, widths["tokens"]))
 
 
-def _check_transformer(decoder: Transformer | Prompting) -> None:
-    for name in ("width", "depth", "heads"):
-        if getattr(decoder, name) < 1:
-            raise ValueError(f"{name} must be at least 1, not {getattr(decoder, name)}")
-    if decoder.width % 4:
-        raise ValueError(f"width must be a multiple of 4 (positions), not {decoder.width}")
-    if decoder.width % decoder.heads:
-        raise ValueError(f"heads must divide width ({decoder.width}), not be {decoder.heads}")
-
-
 def full_sequence_size(width: int, depth: int, encoder: Any, output: int) -> StateSize:
     """Of a decoder of `depth` blocks that restores all positions from what the encoder saw."""
     rows, columns = encoder.grid
@@ -108,7 +98,13 @@ class Transformer(Decoder):
     heads: int = 16
 
     def __post_init__(self) -> None:
-        _check_transformer(self)
+        for name in ("width", "depth", "heads"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.width % 4:
+            raise ValueError(f"width must be a multiple of 4 (positions), not {self.width}")
+        if self.width % self.heads:
+            raise ValueError(f"heads must divide width ({self.width}), not be {self.heads}")
 
     def describe(self) -> str:
         return f"transformer {self.depth}x{self.width}"
@@ -123,17 +119,8 @@ class Transformer(Decoder):
 
 
 @dataclass(frozen=True)
-class Prompting(Decoder):
+class Prompting(Transformer):
     """Blocks that update the hidden tokens only; the visible ones are a fixed prompt (MILAN)."""
-
-    reads: ClassVar[tuple[str, ...]] = ("drop",)
-
-    width: int = 512
-    depth: int = 8
-    heads: int = 16
-
-    def __post_init__(self) -> None:
-        _check_transformer(self)
 
     def describe(self) -> str:
         return f"prompting {self.depth}x{self.width}"
@@ -142,9 +129,6 @@ class Prompting(Decoder):
         from methods.networks.prompting import PromptingDecoder
 
         return PromptingDecoder(self, student, outputs["tokens"])
-
-    def state_size(self, encoder: Any, widths: Mapping[str, int]) -> StateSize:
-        return full_sequence_size(self.width, self.depth, encoder, widths["tokens"])
 
 
 @dataclass(frozen=True)

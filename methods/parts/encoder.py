@@ -86,6 +86,19 @@ def _check_sizes(encoder: ViT | Beit) -> None:
         raise ValueError(f"layer_scale must be above 0, not {encoder.layer_scale}")
 
 
+def _timm_arguments(encoder: ViT | Beit) -> dict[str, Any]:
+    return {
+        "img_size": encoder.image,
+        "patch_size": encoder.patch,
+        "embed_dim": encoder.width,
+        "depth": encoder.depth,
+        "num_heads": encoder.heads,
+        "init_values": encoder.layer_scale,
+        "global_pool": "token",
+        "num_classes": 0,
+    }
+
+
 def _stem_size(encoder: ViT | Beit) -> int:
     """Numbers of the patch embedding and the class token."""
     return convolution(3, encoder.width, encoder.patch) + encoder.width
@@ -117,16 +130,7 @@ class ViT(Encoder):
         return (self.image // self.patch, self.image // self.patch)
 
     def timm(self) -> tuple[str, dict[str, Any]]:
-        return "vit_base_patch16_224", {
-            "img_size": self.image,
-            "patch_size": self.patch,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
-            "init_values": self.layer_scale,
-            "global_pool": "token",
-            "num_classes": 0,
-        }
+        return "vit_base_patch16_224", _timm_arguments(self)
 
     def describe(self) -> str:
         return _size_name(self)
@@ -182,17 +186,11 @@ class Beit(Encoder):
 
     def timm(self) -> tuple[str, dict[str, Any]]:
         return "beitv2_base_patch16_224", {
-            "img_size": self.image,
-            "patch_size": self.patch,
-            "embed_dim": self.width,
-            "depth": self.depth,
-            "num_heads": self.heads,
+            **_timm_arguments(self),
             "init_values": self.layer_scale or 0.0,  # None would mean timm's own, 1e-5
             "use_abs_pos_emb": False,
             "use_rel_pos_bias": False,
             "use_shared_rel_pos_bias": True,
-            "global_pool": "token",
-            "num_classes": 0,
         }
 
     def describe(self) -> str:

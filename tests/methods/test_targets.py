@@ -27,7 +27,7 @@ def test_pixels_are_maes_patches() -> None:
     each = inputs({})
     images = each.image.numpy()
     for normalise in (False, True):
-        [found] = Pixels(normalise).build(ENCODER, {})([each], None)
+        found = Pixels(normalise).build(ENCODER, {}).one(each, None)
         patch = images[1, :, 16:24, 40:48].transpose(1, 2, 0).reshape(-1)
         if normalise:
             patch = (patch - patch.mean()) / np.sqrt(patch.var(ddof=1) + 1e-6)
@@ -39,7 +39,7 @@ def test_pixels_are_maes_patches() -> None:
 def test_features_are_the_teachers_tokens(frozen: dict[str, Any], tokens: Any) -> None:
     each = inputs(frozen)
     target = Features(tokens=tokens, statistics="imagenet").build(ENCODER, frozen)
-    [found] = target([each], None)
+    found = target.one(each, None)
     expected = getattr(frozen["clip"](each.plain, "imagenet"), tokens)
     torch.testing.assert_close(found, expected)
     assert found.shape == (3, 37, target.width)
@@ -47,7 +47,7 @@ def test_features_are_the_teachers_tokens(frozen: dict[str, Any], tokens: Any) -
 
 def test_layer_normalised_features(frozen: dict[str, Any]) -> None:
     each = inputs(frozen)
-    [found] = Features(normalise="layer").build(ENCODER, frozen)([each], None)
+    found = Features(normalise="layer").build(ENCODER, frozen).one(each, None)
     raw = frozen["clip"](each.plain, "clip").projected
     centred = raw - raw.mean(-1, keepdim=True)
     expected = centred / (raw.var(-1, unbiased=False, keepdim=True) + 1e-6).sqrt()
@@ -58,8 +58,9 @@ def test_batch_normalisation_does_not_depend_on_micro_batches(frozen: dict[str, 
     target = Features(normalise="batch").build(ENCODER, frozen)
     whole = inputs(frozen, size=4)
     halves = [Inputs(whole.image[i : i + 2], whole.plain[i : i + 2], {}, frozen) for i in (0, 2)]
-    [joint] = target([whole], None)
-    torch.testing.assert_close(torch.cat(target(halves, None)), joint)
+    [joint] = target.joint([target.one(whole, None)])
+    parts = target.joint([target.one(each, None) for each in halves])
+    torch.testing.assert_close(torch.cat(parts), joint)
     rows = joint[:, 1:].flatten(0, 1)
     torch.testing.assert_close(rows.mean(0), torch.zeros(24), atol=1e-4, rtol=0)
     assert float((rows.std(0) - 1).abs().max()) < 0.05
@@ -68,7 +69,7 @@ def test_batch_normalisation_does_not_depend_on_micro_batches(frozen: dict[str, 
 def test_codes_are_the_tokenizers(frozen: dict[str, Any]) -> None:
     each = inputs(frozen)
     target = Codes("vqkd").build(ENCODER, frozen)
-    [found] = target([each], None)
+    found = target.one(each, None)
     assert target.width == 50 and torch.equal(found, frozen["vqkd"].codes(each.plain))
 
 

@@ -120,7 +120,7 @@ def test_each_teacher_says_what_its_images_are_normalised_by(tmp_path: Path) -> 
             expected = teacher.model.forward_features((images - mean) / std)
         torch.testing.assert_close(teacher(images).normalised, expected)
         target = Features("dino", "normalised", "own").build(VIT, {"dino": teacher})
-        [found] = target([Inputs(images, images, {}, {"dino": teacher})], None)
+        found = target.one(Inputs(images, images, {}, {"dino": teacher}), None)
         torch.testing.assert_close(found, expected)
 
 
