@@ -15,6 +15,7 @@ from torchvision import transforms
 from torchvision.transforms import InterpolationMode
 
 from methods.data.augment import (
+    _KERNELS,
     PHOTOGRAPH,
     ToSample,
     _rand_augment,
@@ -117,7 +118,7 @@ def test_a_crop_is_torchvisions_resized_crop() -> None:
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear", "lanczos"])
-@pytest.mark.parametrize(("size", "share"), [((500, 375), 0.03), ((PHOTOGRAPH, 300), 0.2)])
+@pytest.mark.parametrize(("size", "share"), [((500, 375), 0.01), ((PHOTOGRAPH, 300), 0.25)])
 def test_a_photograph_is_resized_as_by_pillow_but_for_rounding(
     size: tuple[int, int], share: float, interpolation: str
 ) -> None:
@@ -126,8 +127,8 @@ def test_a_photograph_is_resized_as_by_pillow_but_for_rounding(
         ours = np.asarray(resized(image, side, interpolation)).astype(int)
         kind = Image.Resampling[interpolation.upper()]
         gap = np.abs(ours - np.asarray(image.resize((side, side), kind)))
-        assert (gap > 0).mean() < share and (gap > 1).mean() < 2e-3
-        assert (gap > 0).any() == (interpolation != "lanczos")
+        assert (gap > 0).mean() < share and (gap > 1).mean() < share / 40
+        assert (gap > 0).any() == (interpolation in _KERNELS)
 
 
 def test_a_small_picture_is_resized_by_pillow_to_the_last_bit() -> None:
