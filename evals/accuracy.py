@@ -10,6 +10,8 @@ from torch import Tensor
 
 from methods.engine.distributed import all_reduce
 
+TOP = (1, 5)
+
 
 def evaluation_batch(device_batch: int | None) -> int:
     """Images per device in evaluation, where it changes no number."""
@@ -21,9 +23,8 @@ def accuracies(
     batches: Iterable[dict[str, Any]],
     logits: Callable[[Tensor], Tensor],
     device: torch.device,
-    top: tuple[int, ...] = (1, 5),
 ) -> Tensor:
-    """Accuracies in percent (len(top), heads), float64, of `logits` over this rank's `batches`.
+    """Accuracies TOP in percent (2, heads), float64, of `logits` over this rank's `batches`.
 
     `logits` maps images uint8 (B,3,H,W) to (B,heads,classes). With fewer classes than k, the
     top-k accuracy counts every image.
@@ -33,9 +34,9 @@ def accuracies(
     for batch in batches:
         scores = logits(batch["image"].to(device))
         labels = batch["label"].to(device)
-        best = scores.topk(min(max(top), scores.shape[-1]), dim=-1).indices
+        best = scores.topk(min(max(TOP), scores.shape[-1]), dim=-1).indices
         hits = best == labels.view(-1, 1, 1)
-        counted = torch.stack([hits[..., :k].any(-1).sum(0) for k in top]).double()
+        counted = torch.stack([hits[..., :k].any(-1).sum(0) for k in TOP]).double()
         right = counted if right is None else right + counted
         count += len(labels)
     if right is None:

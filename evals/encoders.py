@@ -11,9 +11,10 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from evals.positions import resize_bias_table, resize_positions
+from evals.positions import resize_bias_table
 from methods.engine.work import Work
 from methods.errors import InputError, StageError
 from methods.networks.encoders import initialised
@@ -163,7 +164,7 @@ def _resized(state: State, grid: int) -> State:
     state = dict(state)
     for name, value in state.items():
         if name == "pos_embed":
-            state[name] = resize_positions(value, grid)
+            state[name] = resample_abs_pos_embed(value, [grid, grid])
         elif name.endswith("relative_position_bias_table"):
             state[name] = resize_bias_table(value, grid)
     return state

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from evals.linear import optimisation_card
+from evals.protocol import optimisation_card, validation_card
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform, FineTuneAugmentation
 from methods.parts.encoder import Encoder
@@ -73,10 +73,7 @@ class FineTuning:
         """What a reader needs to compare this number with another's."""
         return {
             "features": f"mean of the patches, {'own' if self.encoder.pyramid else 'fresh'} norm",
-            "crop": self.validation.size,
-            "resize": self.validation.shorter_side,
-            "interpolation": self.validation.interpolation,
-            "statistics": self.validation.statistics,
+            **validation_card(self.validation),
             "augmentation": self.augmentation.rand_augment or "crop and flip",
             "mixup, cutmix": f"{self.augmentation.mixup:g}, {self.augmentation.cutmix:g}",
             "drop path": self.drop_path,

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from evals.linear import check_milestone
+from evals.protocol import check_features, features_card, validation_card
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform
 from methods.parts.encoder import Encoder
@@ -38,13 +38,11 @@ class NearestNeighbours:
     milestone: float = 1.0
 
     def __post_init__(self) -> None:
-        check_milestone(self.milestone)
+        check_features(self.layer, self.milestone)
         if self.neighbours < 1:
             raise ValueError(f"neighbours must be at least 1, not {self.neighbours}")
         if self.temperature <= 0:
             raise ValueError(f"temperature must be positive, not {self.temperature}")
-        if self.layer is not None and self.layer < 0:
-            raise ValueError(f"layer counts from 0, it cannot be {self.layer}")
 
     def run(self, work: Work) -> dict[str, float]:
         """The percentage top1 of the validation images."""
@@ -58,13 +56,9 @@ class NearestNeighbours:
 
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""
-        where = "after the final norm" if self.layer is None else f"output of block {self.layer}"
         return {
-            "features": f"{self.pooling}, {where}, unit length",
-            "crop": self.validation.size,
-            "resize": self.validation.shorter_side,
-            "interpolation": self.validation.interpolation,
-            "statistics": self.validation.statistics,
+            "features": f"{features_card(self.pooling, self.layer)}, unit length",
+            **validation_card(self.validation),
             "neighbours": self.neighbours,
             "temperature": self.temperature,
             "pretrained for": f"{self.milestone:.0%} of the schedule",

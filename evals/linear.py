@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from evals.protocol import check_features, features_card, optimisation_card, validation_card
 from methods.data.sets import ImageData, ImageNet
 from methods.parts.augment import EvaluationTransform, LinearAugmentation
 from methods.parts.encoder import Encoder
@@ -63,13 +64,11 @@ class LinearProbe:
     views: Literal["random", "fixed"] = "random"
 
     def __post_init__(self) -> None:
-        check_milestone(self.milestone)
+        check_features(self.layer, self.milestone)
         if any(rate <= 0 for rate in self.rates):
             raise ValueError(f"rates must be positive factors, not {self.rates}")
         if self.holdout < 2:
             raise ValueError(f"holdout must be at least 2, not {self.holdout}")
-        if self.layer is not None and self.layer < 0:
-            raise ValueError(f"layer counts from 0, it cannot be {self.layer}")
 
     def run(self, work: Work) -> dict[str, float]:
         """Percentages top1 and top5 at the published rate; top1_best_rate and that best_rate."""
@@ -86,39 +85,11 @@ class LinearProbe:
     def protocol(self) -> dict[str, Any]:
         """What a reader needs to compare this number with another's."""
         return {
-            "features": f"{self.pooling}, {_layer(self.layer)}",
+            "features": features_card(self.pooling, self.layer),
             "head": "BatchNorm without affine, linear",
-            "crop": self.validation.size,
-            "resize": self.validation.shorter_side,
-            "interpolation": self.validation.interpolation,
-            "statistics": self.validation.statistics,
+            **validation_card(self.validation),
             "training views": FIXED if self.views == "fixed" else "random crops and flips",
             **optimisation_card(self.optimisation),
             "reported": "last, at the published rate",
             "pretrained for": f"{self.milestone:.0%} of the schedule",
         }
-
-
-def check_milestone(share: float) -> None:
-    """Raise ValueError where `share` of a schedule leaves no encoder."""
-    if not 0 < share <= 1:
-        raise ValueError(f"milestone must be above 0 and at most 1, not {share}")
-
-
-def _layer(layer: int | None) -> str:
-    return "after the final norm" if layer is None else f"output of block {layer}"
-
-
-def optimisation_card(optimisation: Optimisation) -> dict[str, Any]:
-    """The optimisation's part of a protocol card."""
-    per = f" per {optimisation.per}" if optimisation.per else ""
-    iterations = optimisation.iterations
-    return {
-        "optimiser": optimisation.optimizer,
-        "batch": optimisation.batch,
-        "learning rate": f"{optimisation.learning_rate:g}{per} = {optimisation.peak:g}",
-        "length": f"{iterations} updates" if iterations else f"{optimisation.epochs:g} epochs",
-        "weight decay": optimisation.weight_decay,
-        "layer decay": optimisation.layer_decay or "none",
-        "precision": optimisation.precision,
-    }

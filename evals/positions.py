@@ -1,18 +1,12 @@
-"""Position tables at another size of the input, as the official fine-tuning code resizes them."""
+"""Relative positions at another size of the input, as BEiT's fine-tuning code resizes them."""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
 PREFIX_ROWS = 3  # class to patch, patch to class, class to class: BEiT's last rows
-
-
-def resize_positions(positions: Tensor, grid: int) -> Tensor:
-    """Absolute positions (1,1+n*n,D), the class first, for a grid of `grid` x `grid` patches."""
-    return resample_abs_pos_embed(positions, [grid, grid])
 
 
 def resize_bias_table(table: Tensor, grid: int) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from evals.linear import optimisation_card
+from evals.protocol import optimisation_card
 from methods.data.sets import Ade20k, SegmentationData
 from methods.parts.augment import Statistics
 from methods.parts.encoder import Encoder

@@ -37,11 +37,13 @@ FETCH = (
     "groups.csail.mit.edu/vision/datasets/ADE20K) and unpack it in the data folder"
 )
 
+SAMPLE = 40
 
-def check(root: Path, counts: Mapping[str, int], classes: int = 150, sample: int = 40) -> None:
+
+def check(root: Path, counts: Mapping[str, int], classes: int = 150) -> None:
     """That `root` has images/<part>/*.jpg and annotations/<part>/*.png with equal stems.
 
-    Also that about `sample` masks of each part hold nothing but 0 (unlabelled) and 1 to `classes`.
+    Also that about SAMPLE masks of each part hold nothing but 0 (unlabelled) and 1 to `classes`.
     InputError says what is missing and where to put it.
     """
     for part, expected in counts.items():
@@ -57,7 +59,7 @@ def check(root: Path, counts: Mapping[str, int], classes: int = 150, sample: int
             raise InputError(
                 f"{root}: {part} has {len(images):,} images instead of {expected:,}. {FETCH}"
             )
-        chosen = sorted(masks)[:: max(1, len(masks) // sample)]
+        chosen = sorted(masks)[:: max(1, len(masks) // SAMPLE)]
         paths = [root / "annotations" / part / f"{stem}.png" for stem in chosen]
         check_labels(paths, classes)
 
@@ -68,19 +70,16 @@ def _stems(folder: Path, suffix: str) -> set[str]:
     return {path.stem for path in folder.iterdir() if path.suffix == suffix}
 
 
-def label_histogram(paths: list[Path]) -> np.ndarray:
+def label_histogram(path: Path) -> np.ndarray:
     """How many pixels have each value: int64 (256,)."""
-    counts = np.zeros(256, dtype=np.int64)
-    for path in paths:
-        try:
-            with Image.open(path) as mask:
-                pixels = np.asarray(mask)
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        if pixels.ndim != 2 or pixels.dtype != np.uint8:
-            raise InputError(f"{path} is no mask of one byte a pixel: {FETCH}")
-        counts += np.bincount(pixels.ravel(), minlength=256)
-    return counts
+    try:
+        with Image.open(path) as mask:
+            pixels = np.asarray(mask)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise InputError(f"{path} is no mask of one byte a pixel: {FETCH}")
+    return np.bincount(pixels.ravel(), minlength=256)
 
 
 def check_labels(paths: list[Path], classes: int) -> None:
@@ -90,7 +89,7 @@ def check_labels(paths: list[Path], classes: int) -> None:
     """
     counts = np.zeros(256, dtype=np.int64)
     for path in paths:
-        here = label_histogram([path])
+        here = label_histogram(path)
         if here[classes + 1 :].any():
             raise InputError(
                 f"{path}: holds the value {int(np.flatnonzero(here)[-1])}; 0 (unlabelled) to "

@@ -53,9 +53,7 @@ def positions(start: int, stop: int, length: int, seed: int) -> list[Key]:
     return keys
 
 
-def split_batch(
-    batch: int, layout: Layout, device_batch: int | None = None, unit: int = 2
-) -> list[int]:
+def split_batch(batch: int, layout: Layout, unit: int = 2) -> list[int]:
     """Sizes of the micro-batches into which each rank cuts its share of a global batch.
 
     All are equal, so that a mean of means is the mean, and multiples of `unit`, the number of
@@ -65,7 +63,7 @@ def split_batch(
     share, rest = divmod(batch, layout.world)
     if rest:
         raise StageError("layout", f"a batch of {batch} cannot be shared by {layout.world} ranks")
-    limit = device_batch or layout.device_batch or share
+    limit = layout.device_batch or share
     if limit >= share and layout.world == 1:
         return [share]
     if share % unit:
@@ -214,7 +212,6 @@ class Stream:
         seed: int,
         layout: Layout,
         start: int = 0,
-        device_batch: int | None = None,
         unit: int = 2,
     ) -> None:
         if len(source) == 0:
@@ -224,7 +221,7 @@ class Stream:
         self.layout = layout
         self.start = start
         self.length = len(source)
-        self.per_step = split_batch(batch, layout, device_batch, unit)
+        self.per_step = split_batch(batch, layout, unit)
         self.budget: int = getattr(source, "skip", 0)
         self.skipped: set[int] = set()
         self.alarm: Callable[[str], None] = print

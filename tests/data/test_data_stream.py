@@ -135,8 +135,10 @@ def test_layout_changes_nothing(root: Path, world: int, device_batch: int | None
 
 def test_workers_change_nothing(root: Path) -> None:
     source = Patchwork(train=30, teacher=20, validation=21).open(root, "teacher")
-    alone = Stream(source, ToSample(VIEWS), 8, 1, ALONE, device_batch=4)
-    loaded = Stream(source, ToSample(VIEWS), 8, 1, Layout(loader_workers=2), device_batch=4)
+    alone, loaded = (
+        Stream(source, ToSample(VIEWS), 8, 1, Layout(loader_workers=workers, device_batch=4))
+        for workers in (0, 2)
+    )
     state = torch.get_rng_state()
     for ours, theirs in itertools.islice(zip(alone, loaded, strict=True), 5):
         assert_equal(
@@ -173,9 +175,7 @@ def test_a_batch_holds_what_the_interface_says(root: Path) -> None:
 def test_a_batch_is_cut_evenly(
     batch: int, world: int, device_batch: int | None, unit: int, expected: list[int]
 ) -> None:
-    assert split_batch(batch, Layout(world=world), device_batch, unit) == expected
-    by_layout = Layout(world=world, device_batch=device_batch)
-    assert split_batch(batch, by_layout, None, unit) == expected
+    assert split_batch(batch, Layout(world=world, device_batch=device_batch), unit) == expected
 
 
 @pytest.mark.parametrize(
@@ -185,7 +185,7 @@ def test_a_batch_that_would_tear_pairs_is_refused(
     batch: int, world: int, device_batch: int | None
 ) -> None:
     with pytest.raises(StageError) as error:
-        split_batch(batch, Layout(world=world), device_batch)
+        split_batch(batch, Layout(world=world, device_batch=device_batch))
     assert error.value.reason == "layout"
 
 

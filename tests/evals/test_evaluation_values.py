@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 from tiny_evaluations import BEIT, finetune, knn, linear, segmentation
 
-import evals
+from evals.finetune import FineTuning
+from evals.linear import LinearProbe
+from evals.segmentation import Segmentation
 from methods.errors import InputError
 from methods.values import from_plain, to_plain, with_fields
 
@@ -19,17 +21,11 @@ TASKS = [linear(BEIT), finetune(), segmentation(), knn()]
 
 def test_importing_the_values_imports_neither_torch_nor_mmseg() -> None:
     code = (
-        "import sys, evals; [evals.KINDS[kind] for kind in evals.KINDS]; "
+        "import sys, evals.finetune, evals.knn, evals.linear, evals.segmentation; "
         "heavy = {'torch', 'timm', 'mmseg', 'mmengine', 'mlflow'} & sys.modules.keys(); "
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
-
-
-def test_every_kind_is_known() -> None:
-    assert {kind: evals.KINDS[kind].kind for kind in evals.KINDS} == {
-        kind: kind for kind in ("linear", "finetune", "segmentation", "knn")
-    }
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.kind)
@@ -43,9 +39,9 @@ def test_a_task_survives_plain_data_and_has_a_card(task: Any) -> None:
 
 def test_the_published_rates_are_what_the_papers_say() -> None:
     # MAE ViT-B: FINETUNE.md; the linear probe's 0.1 per 256 at batch 16384 is 6.4.
-    assert evals.KINDS["linear"](BEIT).optimisation.peak == pytest.approx(6.4)
-    assert evals.KINDS["finetune"](BEIT).optimisation.peak == pytest.approx(2e-3)
-    assert evals.KINDS["segmentation"](BEIT).optimisation.peak == pytest.approx(1e-4)
+    assert LinearProbe(BEIT).optimisation.peak == pytest.approx(6.4)
+    assert FineTuning(BEIT).optimisation.peak == pytest.approx(2e-3)
+    assert Segmentation(BEIT).optimisation.peak == pytest.approx(1e-4)
 
 
 def test_blocks_follow_the_depth() -> None:
