@@ -67,12 +67,9 @@ class ToSample:
         return sample
 
 
-def to_tensor(image: Image.Image, flip: bool = False) -> torch.Tensor:
-    """uint8 (3, H, W) of an RGB picture, mirrored where asked."""
-    pixels = np.asarray(image)
-    if flip:
-        pixels = pixels[:, ::-1]
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    """uint8 (3, H, W) of an RGB picture."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def crop_box(
@@ -105,17 +102,30 @@ def _central_box(width: int, height: int, ratio: tuple[float, float]) -> Box:
     return left, top, left + w, top + h
 
 
-def resized(image: Image.Image, size: int, interpolation: str) -> Image.Image:
-    """The picture as a square of `size` pixels.
+def squares(image: Image.Image, *kinds: tuple[int, str]) -> list[torch.Tensor]:
+    """The picture as uint8 (3, size, size), for each (size, interpolation).
 
     A photograph by torch's kernel, which takes a third of Pillow's time and rounds otherwise: less
     than one of a hundred values differs, by one level. Newer Pillows take columns before rows where
     that is cheaper, torch and the older ones never; there a fifth of the values differs.
     """
-    if min(image.size) < PHOTOGRAPH or interpolation not in _KERNELS:
-        return image.resize((size, size), _RESAMPLING[interpolation])
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
-    square = F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
+    pixels = None
+    if min(image.size) >= PHOTOGRAPH:
+        pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
+    return [_square(image, pixels, *kind) for kind in kinds]
+
+
+def _square(
+    image: Image.Image, pixels: torch.Tensor | None, size: int, interpolation: str
+) -> torch.Tensor:
+    if pixels is None or interpolation not in _KERNELS:
+        return to_tensor(image.resize((size, size), _RESAMPLING[interpolation]))
+    return F.interpolate(pixels, (size, size), mode=interpolation, antialias=True)[0]
+
+
+def resized(image: Image.Image, size: int, interpolation: str) -> Image.Image:
+    """The square as a picture, for operations on pictures to follow."""
+    (square,) = squares(image, (size, interpolation))
     return Image.fromarray(square.permute(1, 2, 0).contiguous().numpy())
 
 
@@ -211,26 +221,25 @@ class PretrainViews:
 
     def __init__(self, value: Augmentation) -> None:
         self.value = value
-        second = value.second
-        same = second is None or (second.size, second.interpolation) == (
-            value.size,
-            value.interpolation,
-        )
-        self.second = None if same else second
+        self.kinds = {"image": (value.size, value.interpolation)}
+        if value.second is not None:
+            second = value.second.size, value.second.interpolation
+            if second != self.kinds["image"]:
+                self.kinds["second"] = second
 
     def __call__(self, image: Image.Image, generator: Generator) -> dict[str, torch.Tensor]:
         """ "image" and, where it would differ from "image", "second"."""
         value = self.value
         if value.jitter is not None:
             image = jittered(image, value.jitter, generator)
-        # The small view is mirrored instead of the picture: cheaper, and the same distribution.
+        # The small views are mirrored instead of the picture: cheaper, and the same distribution.
         flip = bool(generator.random() < value.flip)
-        crop = _random_crop(image, value, generator)
-        views = {"image": to_tensor(resized(crop, value.size, value.interpolation), flip)}
-        if self.second is not None:
-            view = resized(crop, self.second.size, self.second.interpolation)
-            views["second"] = to_tensor(view, flip)
-        return views
+        views = squares(_random_crop(image, value, generator), *self.kinds.values())
+        return dict(zip(self.kinds, (_mirrored(view, flip) for view in views), strict=True))
+
+
+def _mirrored(image: torch.Tensor, flip: bool) -> torch.Tensor:
+    return image.flip(-1) if flip else image
 
 
 class LinearViews:
@@ -244,7 +253,8 @@ class LinearViews:
         value = self.value
         crop = _random_crop(image, value, generator)
         flip = bool(generator.random() < value.flip)
-        return {"image": to_tensor(resized(crop, value.size, value.interpolation), flip)}
+        (view,) = squares(crop, (value.size, value.interpolation))
+        return {"image": _mirrored(view, flip)}
 
 
 class FineTuneViews:
