@@ -215,7 +215,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(_told(str(error), 1))
     except KeyboardInterrupt:
         sys.exit(_told("interrupted; the same command goes on from here", 130))
-    except BrokenPipeError:
+    except BrokenPipeError:  # `harness report | head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:

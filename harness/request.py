@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from operator import itemgetter
 from typing import Any
 
 from harness.backends import Backend, BackendUnavailable, JobState
@@ -66,15 +67,12 @@ def _last_run(options: argparse.Namespace) -> argparse.Namespace | None:
         about = record.get("study")
         about = about if isinstance(about, dict) else {}
         if about.get("name") == name and scale in (None, about.get("scale")):
-            newest = max(newest, (path.stat().st_mtime, record.get("command")), key=_when)
+            found = path.stat().st_mtime, record.get("command")
+            newest = max(newest, found, key=itemgetter(0))
     words = newest[1]
     if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
         return None
     return parser().parse_args(words[1:]) if words[:2] == ["harness", "run"] else None
-
-
-def _when(found: tuple[float, Any]) -> float:
-    return found[0]
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -8,8 +8,9 @@ import secrets
 import shutil
 from pathlib import Path
 
+from harness.provenance import CODE
+
 PACKAGES = ("harness", "methods", "evals")
-CODE = Path(__file__).resolve().parent.parent
 
 
 def sources() -> list[Path]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from methods.errors import InputError
 from methods.values import did_you_mean, fingerprint, from_plain, inputs_of, to_plain
@@ -24,15 +24,6 @@ KINDS = {
 EVALUATIONS = ("linear", "finetune", "segmentation", "knn")
 
 
-class Task(Protocol):
-    """A frozen value with everything that can change a stage's numbers; `run` does the work."""
-
-    kind: str
-    version: int
-
-    def run(self, work: Any) -> dict[str, float]: ...
-
-
 def task_class(kind: str) -> type[Any]:
     """The value class of the tasks of `kind`, without importing torch."""
     if kind not in KINDS:
@@ -44,7 +35,10 @@ def task_class(kind: str) -> type[Any]:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One node of the plan. `label` is for people and is not in the key."""
+    """One node of the plan. `label` is for people and is not in the key.
+
+    task: a frozen value with all that can change the numbers; its `run(work)` does the work.
+    """
 
     kind: str
     label: str

@@ -79,7 +79,7 @@ def _wait(store: Store, backend: Backend, folder: Path, job: str, seconds: float
         outcome = store.outcome(folder)
         if outcome is not None:
             return outcome.reason
-        states = [each for each in backend.query(store.attempts(folder)).values()]
+        states = list(backend.query(store.attempts(folder)).values())
         if states and states[0].state != "dead":
             alive, reason = time.monotonic(), states[0].reason or states[0].state
         elif time.monotonic() - alive > GONE_SECONDS:

@@ -70,7 +70,7 @@ def _alarmed(alarms: Sequence[str]) -> str:
 
 
 def _job(folder: Path, job: JobState) -> dict[str, str]:
-    """Which job works on the stage, where, and and which try it is."""
+    """Which job works on the stage, where, and which try it is."""
     tries = f"{failures(folder) + 1} of {ATTEMPTS}"
     # On Slurm the owner's name is `job.restarts@node`.
     number, _, restarts = _owner(folder).partition("@")[0].partition(".")

@@ -19,7 +19,7 @@ from harness.ownership import Ownership
 from harness.stage import task_from_record
 from harness.store import Outcome, Store, read_table
 from methods.engine.coroutines import Coroutine, interleave
-from methods.engine.work import Layout, Work, read_alarms
+from methods.engine.work import Layout, Work, never, read_alarms
 from methods.errors import DISK_ERRORS, InputError, StageError
 from methods.values import from_plain
 
@@ -110,7 +110,7 @@ class Try:
             data=Path(str(self.job.get("data", "data"))),
             layout=layout,
             stop=stop,
-            owned=self.owner.check if self.main else _nobody_asks,
+            owned=self.owner.check if self.main else never,
             checkpoint_seconds=self.job["checkpoint_seconds"],
         )
 
@@ -183,10 +183,6 @@ def _forwarding(folder: Path, job: dict[str, Any], main: bool) -> AbstractContex
     from harness import tracking
 
     return tracking.forwarding(folder)
-
-
-def _nobody_asks() -> None:
-    return None
 
 
 def _job(path: Path) -> tuple[dict[str, Any], Layout, str]:
@@ -297,21 +293,19 @@ def _leave_stopped(tries: Sequence[Try]) -> None:
 def _outcome(
     ending: dict[str, Any], attempt: str, commit: str, work: Work, seconds: float
 ) -> Outcome:
-    report = dict(work.report)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    cost = {"device": provenance.device(), "peak_memory_bytes": peak, **report}
-    cost["seconds"] = round(seconds + float(report.get("seconds_before", 0.0)), 3)
+    cost: dict[str, int | float | str] = {"device": provenance.device(), "peak_memory_bytes": peak}
     failed = "reason" in ending
     return Outcome(
         status="failed" if failed else "done",
         metrics={} if failed else {name: float(x) for name, x in ending["metrics"].items()},
-        cost=cost,
+        cost={**cost, **work.report, "seconds": round(seconds, 3)},
         error={"reason": ending["reason"], "message": ending["message"]} if failed else None,
         attempt=attempt,
         finished=round(time.time(), 3),
         versions=provenance.versions(),
         commit=commit,
-        resumed=int(report.get("resumed", 0)),
-        redone_steps=int(report.get("redone_steps", 0)),
+        resumed=int(work.report.get("resumed", 0)),
+        redone_steps=int(work.report.get("redone_steps", 0)),
         alarms=tuple(work.alarms),
     )

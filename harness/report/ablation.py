@@ -9,7 +9,7 @@ from harness.report import numbers
 from harness.report.changes import changes
 from harness.report.comparison import banner, measured
 from harness.report.records import SHORT
-from harness.report.rows import Record, Row, evaluations_of
+from harness.report.rows import Record, Row, by_seed, evaluations_of
 from harness.report.table import Cell, Column, Line, Table, clean
 
 NOTES = (
@@ -68,8 +68,7 @@ def _changed_line(row: Row, plain: Row | None, evals: list[str], short: str, who
 
 def difference(cell: Sequence[Record], plain: Sequence[Record]) -> Cell:
     """Mean difference over the seeds that both have; the row's own cell where there is none."""
-    base = {each["seed"]: each["value"] for each in plain if each["value"] is not None}
-    own = {each["seed"]: each["value"] for each in cell if each["value"] is not None}
+    base, own = by_seed(plain), by_seed(cell)
     summary = numbers.summarise([own[seed] - base[seed] for seed in own if seed in base])
     absolute = measured(cell)
     if summary is None:

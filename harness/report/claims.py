@@ -13,7 +13,7 @@ from harness.report.comparison import banner, missing_text
 from harness.report.convergence import convergence
 from harness.report.paired import Effect, effect
 from harness.report.records import SHORT
-from harness.report.rows import Row
+from harness.report.rows import Row, by_seed
 from harness.report.source import Source
 from harness.report.table import Cell, Column, Line, Table, clean
 from methods.values import from_plain
@@ -146,9 +146,8 @@ def values(row: Row | None, name: str) -> Values:
     if name == "gflops":
         return operations(row)
     cell = row.cell(name)
-    known = {each["seed"]: each["value"] for each in cell if each["value"] is not None}
     words = dict.fromkeys(missing_text(each) for each in cell if each["value"] is None)
-    return Values(known, tuple(words) if cell else ("not run",))
+    return Values(by_seed(cell), tuple(words) if cell else ("not run",))
 
 
 def operations(row: Row) -> Values:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -25,7 +24,8 @@ def run(options: argparse.Namespace) -> int:
         return 0
     shown = options.format or ("terminal" if sys.stdout.isatty() else "md")
     width = shutil.get_terminal_size().columns if shown == "terminal" else None
-    return _print(render(source, study, scale, shown, width))
+    print(render(source, study, scale, shown, width), flush=True)
+    return 0
 
 
 def source_of(options: argparse.Namespace) -> Source:
@@ -41,11 +41,3 @@ def source_of(options: argparse.Namespace) -> Source:
 def stem(name: str) -> str:
     """Plans are filed under the name of a study, also of one that was given as a file."""
     return Path(name).stem if name.endswith(".toml") else name
-
-
-def _print(text: str) -> int:
-    try:
-        print(text, flush=True)
-    except BrokenPipeError:  # `harness report | head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 0

@@ -10,7 +10,7 @@ from harness.published import Number
 from harness.report import numbers
 from harness.report.numbers import Summary
 from harness.report.records import SHORT
-from harness.report.rows import REFERENCES, Record, Row, evaluations_of
+from harness.report.rows import REFERENCES, Record, Row, by_seed, evaluations_of
 from harness.report.table import Cell, Column, Line, Mark, Role, Table, clean
 
 ORIENTATION = "ViT-B/16"  # the published backbone that stands beside a smaller scale's rows
@@ -105,7 +105,7 @@ def _text(value: Any) -> Cell:
 
 def measured(cell: Sequence[Record], mark: Mark = "") -> Cell:
     """The cell of one row and evaluation from its records, one per seed."""
-    summary = numbers.summarise([each["value"] for each in cell if each["value"] is not None])
+    summary = numbers.summarise(list(by_seed(cell).values()))
     words = list(dict.fromkeys(missing_text(each) for each in cell))
     reasons = [clean(each["reason"]) for each in cell if each["reason"]]
     note = "; ".join(dict.fromkeys([*(word for word in words if word), *reasons]))

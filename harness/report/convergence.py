@@ -9,7 +9,7 @@ from harness.claim import at_milestone
 from harness.report import numbers
 from harness.report.comparison import banner, measured, missing_text
 from harness.report.paired import effect
-from harness.report.rows import Record, Row
+from harness.report.rows import Record, Row, by_seed
 from harness.report.table import Cell, Column, Line, Table
 
 KIND = "linear"
@@ -87,11 +87,7 @@ def _difference_line(
 
 
 def _difference(treatment: Sequence[Record], control: Sequence[Record]) -> Cell:
-    ours, theirs = (
-        {each["seed"]: each["value"] for each in cell if each["value"] is not None}
-        for cell in (treatment, control)
-    )
-    found = effect(ours, theirs)
+    found = effect(by_seed(treatment), by_seed(control))
     if found is None:
         words = dict.fromkeys(missing_text(each) for each in (*treatment, *control))
         return Cell("; ".join(word for word in words if word) or "not run", None, "missing")

@@ -11,8 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.report.table import Cell, Column, Table, clean
-from methods.errors import InputError
-from methods.values import from_plain, to_plain
+from methods.values import to_plain
 
 GROUPS = {"measured": "this run", "published": "published", "difference": "difference"}
 
@@ -147,20 +146,6 @@ def to_json(study: Mapping[str, Any], records: Sequence[Any], tables: Iterable[T
         "tables": [to_plain(table, declared=Table) for table in tables],
     }
     return json.dumps(plain, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def from_json(
-    text: str, where: str = "report.json"
-) -> tuple[dict[str, Any], list[Any], list[Table]]:
-    """What `to_json` wrote; raises InputError naming `where` and the field."""
-    try:
-        plain = json.loads(text)
-        if plain["format"] != 1:
-            raise InputError(f"{where}: format: expected 1, found {plain['format']!r}")
-        tables = [from_plain(Table, each, f"{where}: tables") for each in plain["tables"]]
-        return plain["study"], plain["records"], tables
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{where}: not a report ({error})") from None
 
 
 def _finite(value: Any) -> Any:

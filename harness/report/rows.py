@@ -60,10 +60,15 @@ class Row:
         return self.cells.get(kind, [])
 
     def values(self, kind: str) -> list[float]:
-        return [record["value"] for record in self.cell(kind) if record["value"] is not None]
+        return list(by_seed(self.cell(kind)).values())
 
     def summary(self, kind: str) -> Summary | None:
         return numbers.summarise(self.values(kind))
+
+
+def by_seed(cell: Iterable[Record]) -> dict[int, float]:
+    """The values of the seeds that have one."""
+    return {each["seed"]: each["value"] for each in cell if each["value"] is not None}
 
 
 def rows_of(records: Iterable[Record]) -> list[Row]:

@@ -19,6 +19,7 @@ from harness.tracking.record import StageView, finished_ms
 from harness.tracking.runs import Run, Runs
 from harness.tracking.server import without_secrets
 from methods.errors import InputError
+from methods.released import digest
 from methods.values import fingerprint
 
 TASK = ("key", "kind", "version", "label", "task", "needs", "scale", "commit", "dirty")
@@ -99,12 +100,12 @@ class Artifacts:
             text = without_secrets(render(source, study, scale, "html"))
         except InputError:  # nothing to report yet
             return
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        if there and run.tags.get("report") == digest:
+        stamp = hashlib.sha256(text.encode()).hexdigest()
+        if there and run.tags.get("report") == stamp:
             return
         with self._upload():
             self.client.log_text(run.id, text, "report.html")
-            self.runs.describe(run, {"report": digest}, {})
+            self.runs.describe(run, {"report": stamp}, {})
             self.runs.written += 1
 
     def data_sets(self, run: Run, task: Mapping[str, Any]) -> None:
@@ -149,10 +150,8 @@ def weights(folder: Path) -> Iterator[tuple[str, str]]:
     `encoder.path`, `clip.path`, `tokenizer.path`, and `checkpoint.path` of the newest checkpoint.
     """
     for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
         yield f"{path.stem}.path", "/".join(path.parts[-3:])
-        yield f"{path.stem}.sha256", digest
+        yield f"{path.stem}.sha256", digest(path)
     named = [(path, CHECKPOINT.fullmatch(path.name)) for path in sorted(folder.glob("state/*.pt"))]
     for path, match in named[-1:]:
         if match:  # the name of a checkpoint has its checksum

@@ -10,17 +10,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.report import records
 from harness.tracking.server import without_secrets
 
-SHORT = {
-    "linear": "lin",
-    "finetune": "ft",
-    "segmentation": "seg",
-    "knn": "knn",
-    "teacher": "teacher",
-    "tokenizer": "tokenizer",
-    "pretrain": "pretrain",
-}
+SHORT = {**records.SHORT, **{kind: kind for kind in ("teacher", "tokenizer", "pretrain")}}
 # MLflow hides tags of this prefix from its pages; they carry what `report --source mlflow` reads.
 HIDDEN = "mlflow.harness."
 PARAM_LENGTH = 6000

@@ -133,13 +133,13 @@ class Runs:
         }
         self._log(run, [Point(0, when, changed)] if changed else [])
 
-    def forward(self, run: Run, points: Iterable[Point]) -> int:
-        """Logs what MLflow lacks of a curve, whole lines at a time; returns how many values.
+    def forward(self, run: Run, points: Iterable[Point]) -> None:
+        """Logs what MLflow lacks of a curve, whole lines at a time.
 
         Each metric goes on after its own last step, so nothing is there twice; MLflow takes a
         request as a whole or not at all, so after a lost connection nothing is missing.
         """
-        return self._log(run, list(self._lacking(run, points)))
+        self._log(run, list(self._lacking(run, points)))
 
     def _lacking(self, run: Run, points: Iterable[Point]) -> Iterator[Point]:
         """The lines, with those of their values that MLflow has not.
@@ -190,8 +190,8 @@ class Runs:
         mine = _first((p.step, p.time, p.values[name]) for p in points if name in p.values)
         return all(_same(theirs[step], mine[step], SAME) for step in theirs.keys() & mine.keys())
 
-    def _log(self, run: Run, points: Iterable[Point]) -> int:
-        count, size = 0, 0
+    def _log(self, run: Run, points: Iterable[Point]) -> None:
+        size = 0
         batch: list[Point] = []
         for point in points:
             if size + len(point.values) > CHUNK and batch:
@@ -199,10 +199,8 @@ class Runs:
                 batch, size = [], 0
             batch.append(point)
             size += len(point.values)
-            count += len(point.values)
         if batch:
             self._send(run, batch)
-        return count
 
     def _send(self, run: Run, points: Iterable[Point]) -> None:
         from mlflow.entities import Metric

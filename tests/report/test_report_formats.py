@@ -19,8 +19,9 @@ from harness.report import FORMATS, StoreSource, build, command, formats, render
 from harness.report.build import as_text
 from harness.report.markup import Safe, element
 from harness.report.records import FIELDS
-from harness.report.table import clean
+from harness.report.table import Table, clean
 from methods.errors import InputError
+from methods.values import from_plain
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -44,22 +45,15 @@ def test_tables_are_as_in_the_golden_files(
 def test_json_comes_back_as_it_went(small: Path) -> None:
     report = build(StoreSource(small), "comparison")
     text = formats.to_json(report.study, report.records, report.tables)
-    study, records, tables = formats.from_json(text)
-    assert study == report.study
-    assert records == report.records
-    assert tuple(tables) == report.tables
-    assert formats.to_json(study, records, tables) == text
+    plain = json.loads(text)
+    tables = tuple(from_plain(Table, each) for each in plain["tables"])
+    assert (plain["format"], plain["study"]) == (1, report.study)
+    assert (plain["records"], tables) == (report.records, report.tables)
 
 
 def test_json_has_no_nan() -> None:
     text = formats.to_json({}, [{"value": float("nan"), "metrics": {"top1": float("inf")}}], [])
     assert json.loads(text)["records"] == [{"value": None, "metrics": {"top1": None}}]
-
-
-@pytest.mark.parametrize("text", ["{", "[]", '{"format": 2}', '{"format": 1, "study": {}}'])
-def test_json_that_is_no_report_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match=r"report\.json"):
-        formats.from_json(text)
 
 
 def test_csv_holds_numbers_spread_and_reasons(small: Path) -> None:
