@@ -199,16 +199,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     0 done or submitted, 1 a stage failed, 2 bad input, 130 interrupted.
     """
-    words = sys.argv[1:] if arguments is None else list(arguments)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # names that are not UTF-8 are shown all the same
-        sys.stdout.reconfigure(errors="backslashreplace")
-    options = parser().parse_args(words)
-    options.words = words
-    from harness import commands
-
-    handler = getattr(commands, f"{options.command}_command")
+    options = argparse.Namespace()
     try:
-        sys.exit(handler(options))
+        _open_streams()
+        options = _asked(sys.argv[1:] if arguments is None else list(arguments))
+        from harness import commands
+
+        sys.exit(getattr(commands, f"{options.command}_command")(options))
     except InputError as error:
         sys.exit(_told(str(error), 2))
     except (StageError, BackendUnavailable, BackendRefused) as error:
@@ -219,10 +216,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        if error.errno not in DISK_ERRORS:
+        code = 1 if error.errno in DISK_ERRORS else 2
+        where = error.filename2 or error.filename
+        if code == 2 and where is None:
             raise
-        where = error.filename2 or error.filename or f"--store {getattr(options, 'store', '.')}"
-        sys.exit(_told(f"{where}: {error.strerror}", 1))
+        where = where or f"--store {getattr(options, 'store', '.')}, or where the output goes"
+        sys.exit(_told(f"{where}: {error.strerror}", code))
+
+
+def _open_streams() -> None:
+    """Opens what the caller has closed (`>&-`): the next file to be opened would stand for it.
+
+    Names that are not UTF-8 are shown all the same.
+    """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:
+            mode = "r" if name == "stdin" else "w"
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 (as long as the process)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _asked(words: list[str]) -> argparse.Namespace:
+    options = parser().parse_args(words)
+    options.words = words
+    return options
 
 
 def _told(message: str, code: int) -> int:

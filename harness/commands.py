@@ -100,6 +100,8 @@ def clean_command(options: argparse.Namespace) -> int:
     store, freed = Store(options.store), 0
     if options.keep_checkpoints < 0:
         raise InputError("--keep-checkpoints: must be 0 or more")
+    if not store.root.is_dir():
+        raise InputError(f"--store {store.root}: no such folder")
     for folder in store.folders():
         outcome = store.outcome(folder)
         if outcome is None or not outcome.done:
@@ -109,7 +111,7 @@ def clean_command(options: argparse.Namespace) -> int:
             freed += path.stat().st_size
             if not options.dry_run:
                 path.unlink()
-    print(f"{freed / 1e6:.1f} MB {'could be' if options.dry_run else ''} freed")
+    print(f"{freed / 1e6:.1f} MB {'could be ' * options.dry_run}freed")
     return 0
 
 

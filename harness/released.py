@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
+import methods
 from harness.launch import provenance_of
 from harness.plan import Plan, make_plan, parse_changes
 from harness.run import about_stage, decide, open_attempt
@@ -25,6 +26,7 @@ def bring_in(options: argparse.Namespace) -> int:
 
     The file is checked before anything is written. Raises InputError naming file and tensors.
     """
+    methods.get(options.method)
     row = StudyRow(options.method, "released", {}, options.schedule, str(options.file))
     study = Study(f"import-{options.method}", rows=(row,), evals=("linear",))
     plan = make_plan(study, load_scale(options.scale), parse_changes(options.changes))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -25,11 +27,14 @@ def asked_plan(options: argparse.Namespace) -> Plan:
     """The plan of the study with what the command line replaces in it."""
     study = load_study(options.study)
     if options.methods is not None:
-        study = study.only(_words(options.methods))
+        with _refused("--methods"):
+            study = study.only(_words(options.methods))
     if options.schedule:
-        study = study.with_schedule(options.schedule)
+        with _refused("--schedule"):
+            study = study.with_schedule(options.schedule)
     for word in options.weights:
-        study = study.with_weights(*_weights(word))
+        with _refused("--weights"):
+            study = study.with_weights(*_weights(word))
     lists: dict[str, Any] = {}
     if options.evals is not None:
         lists["evals"] = list(_words(options.evals))
@@ -39,6 +44,15 @@ def asked_plan(options: argparse.Namespace) -> Plan:
         study = from_plain(Study, {**to_plain(study, declared=Study), **lists}, "command line")
     scale = load_scale(options.scale or study.scale)
     return make_plan(study, scale, parse_changes(options.changes))
+
+
+@contextmanager
+def _refused(option: str) -> Iterator[None]:
+    """Tells what the study's own checks refuse as the option's fault."""
+    try:
+        yield
+    except ValueError as error:
+        raise InputError(f"{option}: {error}") from None
 
 
 def shown_plan(options: argparse.Namespace) -> Plan:

@@ -51,6 +51,8 @@ class Stage:
             raise InputError(
                 f"a stage cannot be called {self.label!r}: letters, digits, blanks, - . _ + @"
             )
+        if len(self.label.encode()) > 200:
+            raise InputError(f"a stage cannot be called {self.label[:20]!r}...: 200 bytes at most")
 
     @functools.cached_property
     def key(self) -> str:

@@ -124,13 +124,15 @@ class Store:
         return FileLock(self.root / "lock", timeout=120)
 
     def folders(self) -> Iterator[Path]:
-        """Every stage's folder."""
+        """Every stage's folder. Raises InputError where a folder of them cannot be read."""
         for kind in KINDS:
             try:
                 with os.scandir(self.root / kind) as entries:
-                    yield from (Path(each.path) for each in entries if "-" in each.name)
-            except OSError:
+                    yield from [Path(each.path) for each in entries if "-" in each.name]
+            except (FileNotFoundError, NotADirectoryError):
                 continue
+            except OSError as error:
+                raise InputError(f"{self.root / kind}: cannot be read ({error.strerror})") from None
 
     def find(self, key: str) -> Path | None:
         """The folder of the stage with this key, wherever the store now lies."""

@@ -21,6 +21,7 @@ from methods.values import did_you_mean, from_plain, inputs_of, refuse_deep
 STUDIES = Path(__file__).parent / "studies"
 SCALES = Path(__file__).parent / "scales"
 
+LONGEST = 100  # bytes of a name that becomes part of a file's, which may have 255
 Evaluation = Literal["linear", "finetune", "segmentation", "knn"]
 Reference = Literal["random", "scratch"]
 # What can be measured before pretraining has ended, because it leaves the encoder as it is.
@@ -30,6 +31,11 @@ REFERENCE_EVALS: dict[str, tuple[str, ...]] = {
     "random": ("linear", "knn"),
     "scratch": ("finetune", "segmentation"),
 }
+
+
+def _check_length(field: str, text: str) -> None:
+    if len(text.encode(errors="surrogateescape")) > LONGEST:
+        raise ValueError(f"{field} may have at most {LONGEST} bytes, not as {text[:20]!r}...")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class StudyRow:
             raise ValueError("variant must be given where weights are, e.g. 'released'")
         if any(not (char.isalnum() or char in " .,+-_()=") for char in self.variant):
             raise ValueError("variant may hold letters, digits, blanks and . , + - _ ( ) =")
+        _check_length("variant", self.variant)
 
     @property
     def name(self) -> str:
@@ -87,6 +94,7 @@ class Study:
     def __post_init__(self) -> None:
         if not self.name or any(not (char.isalnum() or char in "-_") for char in self.name):
             raise ValueError(f"name may hold letters, digits, - and _, not {self.name!r}")
+        _check_length("name", self.name)
         for name in ("evals", "seeds"):
             values = getattr(self, name)
             if not values or len(set(values)) != len(values):
@@ -157,6 +165,9 @@ class Scale:
     threads: int = 0
 
     def __post_init__(self) -> None:
+        if not self.name or any(not (char.isalnum() or char in "-_.") for char in self.name):
+            raise ValueError(f"name may hold letters, digits, - _ and ., not {self.name!r}")
+        _check_length("name", self.name)
         if self.threads < 0:
             raise ValueError("threads must be 0 (torch decides) or more")
         for kind in self.tasks:

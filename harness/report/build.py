@@ -144,7 +144,7 @@ def _write(out: Path, name: str, text: str) -> Path:
     path = out / "".join(char if char.isalnum() or char in "-_." else "_" for char in name)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise InputError(f"--out {out}: {path.name}: {error.strerror}") from None
     return path

@@ -10,7 +10,7 @@ from harness.claim import Claim
 from harness.stage import EVALUATIONS
 from harness.store import read_table
 from methods.errors import InputError
-from methods.values import did_you_mean, from_plain
+from methods.values import LARGEST, did_you_mean, from_plain
 
 # The fields of each table, and what they hold; a field of OPTIONAL may be missing.
 STUDY = {"name": str, "scale": str, "title": str, "note": str, "claims": list}
@@ -71,6 +71,8 @@ def check(plain: Any, fields: Mapping[str, Any], where: str) -> None:
         if name in plain and not isinstance(plain[name], wanted):
             found = type(plain[name]).__name__
             raise InputError(f"{where}.{name}: cannot be of the kind {found}")
+        if isinstance(plain.get(name), (int, float)) and not abs(plain[name]) < LARGEST:
+            raise InputError(f"{where}.{name}: no number below 2^63")  # NaN neither
 
 
 def words(plain: Mapping[str, Any], where: str) -> None:

@@ -86,7 +86,10 @@ class StoreSource:
 
     def stage(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)
-        return (read_table(folder / "stage.json") if folder else None) or {}
+        found = (read_table(folder / "stage.json") if folder else None) or {}
+        if not isinstance(found.get("task", {}), dict):
+            raise InputError(f"{folder}/stage.json: task: expected a table")
+        return found
 
     def history(self, key: str) -> list[dict[str, Any]]:
         folder = self.store.find(key)

@@ -1,0 +1,160 @@
+"""Command lines, names, streams and folders that nobody meant: one line each, never a traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from harness import cli
+from harness.plan import make_plan
+from harness.report.build import write
+from harness.report.source import StoreSource
+from harness.run import about_stage
+from harness.store import Store
+from harness.study import load_scale, load_study
+from methods.errors import InputError
+
+LONG = "a" * 300
+
+
+def told(capsys: Any, *words: object) -> str:
+    """What a command that is refused says, in one line."""
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in words])
+    said = capsys.readouterr().err
+    assert left.value.code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    return str(said)
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--methods", "mae,mae"), "--methods: rows has mae '' twice"),
+        (("--study", "milan", "--methods", ","), "--methods: methods or rows must name"),
+        (("--schedule", "../x"), "--schedule: "),
+        (("--study", LONG), f"{LONG}.toml"),
+        (("--scale", LONG), f"{LONG}.toml"),
+        (("--cluster", LONG), f"{LONG}.toml"),
+    ],
+)
+def test_words_that_do_not_fit(words: tuple[str, ...], named: str, capsys: Any) -> None:
+    assert named in told(capsys, "run", "--dry-run", *words)
+
+
+@pytest.mark.parametrize("method", ["../x", "a b", LONG, ""])
+def test_an_import_for_no_method(method: str, capsys: Any) -> None:
+    assert "no method is called" in told(capsys, "import", "FILE", "--method", method)
+
+
+@pytest.mark.parametrize(
+    ("line", "field"),
+    [(f'name = "{LONG}"', "name"), (f'rows = [{{method="mae", variant="{LONG}"}}]', "variant")],
+)
+def test_a_name_for_which_a_file_has_no_room(
+    line: str, field: str, tmp_path: Path, capsys: Any
+) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'methods = ["mae"]\n{line}\n')
+    said = told(capsys, "run", "--study", path, "--store", tmp_path / "runs")
+    assert "mine.toml" in said and f"{field} may have at most 100 bytes" in said
+
+
+@pytest.mark.parametrize("stem", ["a\nb", "a\udcff", "a b", "$(id)"])
+def test_a_scale_of_an_odd_name(stem: str, tmp_path: Path) -> None:
+    path = tmp_path / f"{stem}.toml"
+    path.write_text('base = "tiny"\n')
+    with pytest.raises(InputError, match="name may hold"):
+        load_scale(str(path))
+
+
+def test_data_where_no_folder_can_be(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "file").touch()
+    words = ("run", "--scale", "tiny", "--store", tmp_path / "runs", "--data", tmp_path / "file")
+    assert f"{tmp_path / 'file'}: File exists" in told(capsys, *words)
+
+
+@pytest.fixture
+def planned(tmp_path: Path) -> Store:
+    """A store with the plan of one method, and its pretraining's folder."""
+    plan = make_plan(load_study("comparison").only(("mae",)), load_scale("tiny"))
+    store = Store(tmp_path / "runs").create()
+    store.write_plan("comparison", plan.records())
+    stage = plan.rows[0].stages["pretrain"]
+    store.add(stage, about_stage(plan, stage, {}))
+    return store
+
+
+def test_a_log_or_a_folder_that_cannot_be_opened(planned: Store, capsys: Any) -> None:
+    folder = next(planned.folders())
+    log = folder / "attempts" / planned.begin_attempt(folder, {}) / "1_0_log.out"
+    log.symlink_to(log.name)
+    said = told(capsys, "logs", folder.name, "--store", planned.root)
+    assert f"{log}: Too many levels of symbolic links" in said
+    (planned.root / "linear").symlink_to("linear")
+    for command in ("report", "clean"):
+        said = told(capsys, command, "--store", planned.root)
+        assert f"{planned.root / 'linear'}: cannot be read" in said
+
+
+def test_a_store_that_is_not_there_has_nothing_to_clean(tmp_path: Path, capsys: Any) -> None:
+    assert "no such folder" in told(capsys, "clean", "--store", tmp_path / "run")
+
+
+@pytest.mark.parametrize("epochs", [10**400, float("nan"), float("inf"), -(2**70)])
+def test_a_number_that_no_plan_has(epochs: float, planned: Store) -> None:
+    path = planned.root / "studies" / "comparison.json"
+    plan = json.loads(path.read_text())
+    plan["rows"][0]["epochs"] = epochs
+    path.write_text(json.dumps(plan))
+    with pytest.raises(InputError, match=r"comparison.json.rows.0.epochs: no number"):
+        StoreSource(planned.root).plan("comparison")
+
+
+def test_a_task_that_is_no_table(planned: Store, tmp_path: Path) -> None:
+    path = next(planned.folders()) / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "task": [[]]}))
+    with pytest.raises(InputError, match=f"{path}: task: expected a table"):
+        write(StoreSource(planned.root), "comparison", None, "html", tmp_path / "out")
+
+
+def test_a_name_that_is_not_utf_8_can_be_written(planned: Store, tmp_path: Path) -> None:
+    path = planned.root / "studies" / "comparison.json"
+    plan = json.loads(path.read_text())
+    plan["command"] = ["harness", "run", "--data", "d\udcff"]
+    plan["study"]["scale"] = "s\udcff"
+    path.write_text(json.dumps(plan))
+    write(StoreSource(planned.root), "comparison", None, None, tmp_path / "out")
+    assert "s\\udcff" in next((tmp_path / "out").glob("*.html")).read_text()
+
+
+def test_ctrl_c_before_anything_has_begun(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "parser", interrupted)
+    with pytest.raises(SystemExit) as left:
+        cli.main(["status"])
+    assert left.value.code == 130 and "interrupted" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("closed", [">&-", "<&- >&- 2>&-"])
+def test_streams_that_the_caller_closed(closed: str, planned: Store) -> None:
+    command = f'"$@" {closed}'
+    for words in (("status",), ("report",)):
+        call = [sys.executable, "-m", "harness.cli", *words, "--store", str(planned.root)]
+        done = subprocess.run(["sh", "-c", command, "sh", *call], stderr=subprocess.PIPE, text=True)
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_disk_behind_the_output(planned: Store) -> None:
+    call = [sys.executable, "-m", "harness.cli", "report", "--store", str(planned.root)]
+    with open(os.devnull.replace("null", "full"), "w") as full:
+        done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert "or where the output goes: No space left on device" in done.stderr
