@@ -6,8 +6,8 @@ import json
 import re
 from pathlib import Path
 
+from harness.liveness import state_of
 from harness.store import Outcome, Store
-from harness.tracking.liveness import state_from_files
 from harness.view import duration, log_of, recent_metrics
 from methods.engine.work import read_alarms
 
@@ -80,7 +80,7 @@ def _unfinished(store: Store, folder: Path, log: Path | None) -> list[str]:
     if (sign := _sign(log)) is not None:
         return _because(*sign)
     stopped = str(attempts[-1].get("stopped") or "")
-    if not stopped or state_from_files(store)(folder.name.rpartition("-")[2]) == "running":
+    if not stopped or state_of(store, folder.name.rpartition("-")[2]) == "running":
         return ["has no outcome yet (see `harness status`)"]
     return _because("preempted" if stopped.startswith("preempted") else "stopped", stopped)
 
@@ -101,6 +101,6 @@ def _sign(log: Path | None) -> tuple[str, str] | None:
     return None
 
 
-def _tail(log: Path, lines: int = 6) -> list[str]:
+def _tail(log: Path) -> list[str]:
     text = log.read_text(errors="replace").splitlines()
-    return [line for line in text if line.strip() and "submitit" not in line][-lines:]
+    return [line for line in text if line.strip() and "submitit" not in line][-6:]

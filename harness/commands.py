@@ -164,7 +164,7 @@ def sync_command(options: argparse.Namespace) -> int:
     from harness.report.command import stem
 
     study, scale = (name and stem(name) for name in (options.study, options.scale))
-    summary = tracking.sync(Store(options.store), options.mlflow_uri, study, scale=scale)
+    summary = tracking.sync(Store(options.store), options.mlflow_uri, study, scale)
     print(summary)
     return 1 if summary.error else 0
 

@@ -5,15 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from methods.errors import InputError
 from methods.values import did_you_mean
-
-if TYPE_CHECKING:
-    import pandas
 
 PUBLISHED = Path(__file__).parent.parent / "results" / "published.csv"
 COLUMNS = [
@@ -158,15 +154,13 @@ def lookup(
     backbone: str,
     eval: str,
     epochs: float | None = None,
-    metric: str | None = None,
 ) -> Number | None:
     """The number that a comparison shows beside `method`, or None where there is none.
 
     With `epochs` the number must be of that schedule; without, it is the comparison's (SCHEDULES).
     Of several the best status wins, then the first row of the file.
     """
-    wanted = SCHEDULES.get(method) if epochs is None else epochs
-    metric = metric or METRICS[eval][0]
+    wanted, metric = SCHEDULES.get(method) if epochs is None else epochs, METRICS[eval][0]
     found = [
         each
         for each in numbers
@@ -186,11 +180,3 @@ def schedule(
     """
     known = {each.epochs for each in numbers if (each.method, each.backbone) == (method, backbone)}
     return epochs if epochs in known else SCHEDULES.get(method)
-
-
-def frame(numbers: Sequence[Number] | None = None) -> pandas.DataFrame:
-    """The numbers as a DataFrame with the columns of the file."""
-    import pandas
-
-    rows = read() if numbers is None else numbers
-    return pandas.DataFrame([asdict(row) for row in rows], columns=COLUMNS)

@@ -59,8 +59,3 @@ def schedules(name: str) -> Mapping[str, Mapping[str, Any]]:
     """Further published schedules: {name: {dotted field of Method: value}}."""
     found: Mapping[str, Mapping[str, Any]] = getattr(_module(name), "SCHEDULES", {})
     return found
-
-
-def summary(name: str) -> str:
-    """The first sentence of the method's file."""
-    return (_module(name).__doc__ or "").strip().split("\n")[0]

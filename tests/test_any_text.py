@@ -24,6 +24,7 @@ from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import PROFILES, load_cluster
+from harness.liveness import state_of
 from harness.ownership import Ownership
 from harness.plan import make_plan, parse_changes
 from harness.report.build import as_text, build
@@ -33,7 +34,6 @@ from harness.stage import Stage, stage_record, task_from_record
 from harness.store import Outcome, Store
 from harness.study import SCALES, STUDIES, load_scale, load_study
 from harness.tracking import record as tracked
-from harness.tracking.liveness import state_from_files
 from harness.view import line
 from harness.worker import _job
 from methods.engine.work import Work
@@ -239,7 +239,7 @@ def test_job_and_owner_json(count: int, folder: Path, stages: dict[str, Stage]) 
 
     def use() -> None:
         live_jobs(store, plan, LocalBackend())
-        state_from_files(store)(stages["pretrain"].key)
+        state_of(store, stages["pretrain"].key)
         state = JobState("running", "1", "", "node1")
         assert line(Decision(stages["pretrain"], folder, "running", "", job=state))
         assert explain(store, folder)

@@ -16,7 +16,7 @@ LAYERS = {"methods": 0, "evals": 1, "harness": 2}
 ONLY = {
     "submitit": ("harness/backends/", "harness/worker.py"),
     "mlflow": ("harness/tracking/",),
-    "pandas": ("harness/report/", "harness/published.py"),
+    "pandas": ("harness/report/",),
     "mmseg": ("evals/segmentation",),
     "mmengine": ("evals/segmentation", "harness/bench/peer_"),
     "mmpretrain": ("harness/bench/peer_",),

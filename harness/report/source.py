@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from harness.liveness import state_of
 from harness.report.planned import read_plan
 from harness.store import Store, read_table
 from methods.engine.work import read_alarms, read_line
@@ -43,15 +44,10 @@ class Source(Protocol):
 
 
 class StoreSource:
-    """Reads the folder `runs/`. `state` tells running, queued or missing of an unfinished stage's
-    key; by default from the signs of life that its worker leaves in the folder."""
+    """Reads the folder `runs/`."""
 
-    def __init__(self, root: Path, state: Callable[[str], str] | None = None) -> None:
-        from harness.tracking.liveness import state_from_files  # tracking reads stores through us
-
-        self.root = root
-        self.store = Store(root)
-        self._state = state or state_from_files(self.store)
+    def __init__(self, root: Path) -> None:
+        self.root, self.store = root, Store(root)
 
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         folder = self.root / "studies"
@@ -82,7 +78,7 @@ class StoreSource:
         if found is not None:
             lists = {"alarms": list(found.alarms), "notes": list(found.notes)}
             return {**vars(found), **lists, "state": found.status}
-        return {"state": self._state(key), "alarms": read_alarms(folder)}
+        return {"state": state_of(self.store, key), "alarms": read_alarms(folder)}
 
     def stage(self, key: str) -> Mapping[str, Any]:
         folder = self.store.find(key)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 from harness.report.source import StoreSource
 from harness.store import Store, read_table
@@ -21,19 +20,18 @@ LAST_PASS_SECONDS = 60.0
 
 @contextmanager
 def following(
-    store: Any,
+    store: Store,
     study: str,
     uri: str | None = None,
     every: float = 5.0,
     keys: Collection[str] | None = None,
-    state: Callable[[str], str] | None = None,
 ) -> Iterator[None]:
     """Mirrors in a thread of its own while the body runs, and once more at its end.
 
     Nothing that MLflow does reaches the body; only leaving it may take up to a minute longer.
     `every`: seconds between passes. `keys`: these stages alone, for a job that forwards itself.
     """
-    mirror = Mirror(store, study, uri, state)
+    mirror = Mirror(store, study, uri)
     stop = threading.Event()
     thread = threading.Thread(target=_follow, args=(mirror, stop, every, keys), daemon=True)
     thread.start()
@@ -86,11 +84,7 @@ def _follow(
 
 
 def sync(
-    store: Any,
-    uri: str | None = None,
-    study: str | None = None,
-    state: Callable[[str], str] | None = None,
-    scale: str | None = None,
+    store: Store, uri: str | None = None, study: str | None = None, scale: str | None = None
 ) -> Summary:
     """`harness sync`: makes MLflow level for one study, or for all that the store has.
 
@@ -99,13 +93,13 @@ def sync(
     """
     total = Summary()
     for name in [study] if study else _studies(store, scale):
-        total += Mirror(store, name, uri, state, scale if study else None, True).once()
+        total += Mirror(store, name, uri, scale if study else None, True).once()
         if total.error:
             break
     return total
 
 
-def _studies(store: Any, scale: str | None) -> list[str]:
+def _studies(store: Store, scale: str | None) -> list[str]:
     """The names of the store's plans, or of those at this scale."""
     names = sorted(path.stem for path in (store.root / "studies").glob("*.json"))
     if scale is not None:

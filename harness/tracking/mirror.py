@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,6 @@ from harness.store import Store
 from harness.tracking import record
 from harness.tracking.artifacts import Artifacts
 from harness.tracking.level import Levelling
-from harness.tracking.liveness import state_from_files
 from harness.tracking.moved import relocate
 from harness.tracking.record import StageView
 from harness.tracking.runs import Runs
@@ -53,9 +52,9 @@ class Summary:
 class Mirror:
     """One study's mirror. It may be kept and asked again: a pass costs what has changed.
 
-    uri: http(s)://... or sqlite:///FILE (the store's own file by default). state: what a stage
-    is, by key, where the files cannot say; `study`, `scale`: as in StoreSource. check: whether
-    artifacts that were once written are looked for. Raises InputError for the address.
+    uri: http(s)://... or sqlite:///FILE (the store's own file by default). `study`, `scale`: as in
+    StoreSource. check: whether artifacts that were once written are looked for. Raises InputError
+    for the address.
     """
 
     def __init__(
@@ -63,13 +62,12 @@ class Mirror:
         store: Store,
         study: str,
         uri: str | None = None,
-        state: Callable[[str], str] | None = None,
         scale: str | None = None,
         check: bool = False,
     ) -> None:
         self.root, self.study, self.scale = store.root, study, scale
         self.uri = check_uri(uri or default_uri(store.root))
-        self._state, self._check = state, check
+        self._check = check
         self._runs: Runs | None = None
         self._file: tuple[int, int] | None = None  # that `_runs` was read from
         self._views: dict[str, tuple[object, StageView]] = {}
@@ -97,9 +95,7 @@ class Mirror:
         return summary
 
     def _pass(self, plan: Mapping[str, Any], keys: Collection[str] | None) -> Summary:
-        runs, store = self._open(), Store(self.root)  # a Store remembers which folders there are
-        source = StoreSource(self.root, self._state or state_from_files(store))
-        source.store = store
+        runs, source = self._open(), StoreSource(self.root)  # its Store remembers what there is
         artifacts = Artifacts(runs, self._check)
         view = partial(self._view, source)
         levelling = Levelling(plan, runs, view, artifacts, self.root, self.uri)

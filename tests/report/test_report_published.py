@@ -89,12 +89,6 @@ def test_a_row_uses_its_own_schedule_where_the_file_has_it() -> None:
     assert published.schedule(numbers, "random", B, None) is None
 
 
-def test_the_data_frame_has_the_columns_of_the_file() -> None:
-    frame = published.frame()
-    assert list(frame.columns) == published.COLUMNS
-    assert len(frame) == len(read())
-
-
 @pytest.mark.parametrize(
     ("line", "says"),
     [

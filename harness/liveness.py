@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,13 @@ SIGN_OF_LIFE_SECONDS = 120.0
 PROCESS_SECONDS = 3600.0  # a process id says nothing once its owner has been silent for so long
 
 
-def state_from_files(store: Store) -> Callable[[str], str]:
-    """A function from a stage's key to running, queued or missing, for stages without outcome.
+def state_of(store: Store, key: str) -> str:
+    """Whether a stage without outcome is running, queued or missing.
 
     A job that waits in a scheduler's queue is queued until it starts: only the scheduler could say
     that it has been cancelled.
     """
-    return lambda key: _state(store, store.find(key))
-
-
-def _state(store: Store, folder: Path | None) -> str:
+    folder = store.find(key)
     if folder is None:
         return "missing"
     jobs = store.attempts(folder)
