@@ -27,7 +27,6 @@ class Run:
     id: str
     place: str = ""  # the address of its artifacts
     status: str = "RUNNING"
-    started: int = 0
     tags: dict[str, str] = field(default_factory=dict)
     params: dict[str, str] = field(default_factory=dict)
     latest: dict[str, tuple[int, int, float]] = field(default_factory=dict)  # step, ms, value
@@ -90,7 +89,7 @@ class Runs:
         started = started or round(time.time() * 1000)
         made = self.client.create_run(experiment, started, dict(tags), run_name=name)
         info = made.info
-        run = Run(info.run_id, info.artifact_uri, info.status, started, {**made.data.tags})
+        run = Run(info.run_id, info.artifact_uri, info.status, {**made.data.tags})
         self.by_key[key] = run
         self.written += 1
         return run
@@ -241,13 +240,11 @@ def _same(one: float, other: float, tolerance: float) -> bool:
 
 
 def _read(found: Any) -> Run:
-    data = found.data
+    info, data = found.info, found.data
     latest = {each.key: (each.step, each.timestamp, each.value) for each in data.to_proto().metrics}
-    info = found.info
     seen = bool(found.inputs and found.inputs.dataset_inputs)
     tags, params = {**data.tags}, {**data.params}
-    place = info.artifact_uri
-    return Run(info.run_id, place, info.status, info.start_time, tags, params, latest, seen)
+    return Run(info.run_id, info.artifact_uri, info.status, tags, params, latest, seen)
 
 
 def pages(search: Any, *words: Any, **filters: Any) -> list[Any]:

@@ -58,11 +58,6 @@ class ImageFolder:
         """Where image `index` lies."""
         return self.folder / os.fsdecode(bytes(self._names[index]))
 
-    @property
-    def paths(self) -> list[Path]:
-        """Where all images lie."""
-        return [self.path(index) for index in range(len(self))]
-
     def __getitem__(self, index: int) -> tuple[Image.Image, int]:
         """(RGB picture, label); StageError("data") naming the file where it cannot be read."""
         return self._picture(index), int(self.labels[index])

@@ -34,7 +34,8 @@ def folder(tmp_path: Path) -> Path:
 def test_classes_and_files_are_sorted(folder: Path) -> None:
     images = ImageFolder(folder, scan(folder))
     assert images.classes == ("a", "b")
-    assert [str(p.relative_to(folder)) for p in images.paths] == ["a/3.jpg", "b/1.png", "b/2.JPEG"]
+    paths = [str(images.path(index).relative_to(folder)) for index in range(3)]
+    assert paths == ["a/3.jpg", "b/1.png", "b/2.JPEG"]
     assert images.labels.tolist() == [0, 1, 1] and images.captions is None
     picture, label = images[2]
     assert picture.mode == "RGB" and picture.size == (12, 9) and label == 1
