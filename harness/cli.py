@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness.backends import BackendRefused, BackendUnavailable
-from methods.errors import DISK_ERRORS, InputError, StageError
+from methods.errors import DISK_ERRORS, InputError, StageError, one_line
 
 EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
 
@@ -244,7 +244,7 @@ def _asked(words: list[str]) -> argparse.Namespace:
 
 
 def _told(message: str, code: int) -> int:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {one_line(message)}", file=sys.stderr)
     return code
 
 

@@ -15,7 +15,7 @@ from harness.spent import spent
 from harness.store import Store
 from harness.study import load_scale
 from harness.view import line, log_of, table
-from methods.errors import InputError
+from methods.errors import InputError, one_line
 
 
 def status_command(options: argparse.Namespace) -> int:
@@ -54,7 +54,8 @@ def why_command(options: argparse.Namespace) -> int:
     from harness.advice import explain
 
     store = Store(options.store)
-    print(explain(store, store.match(options.key)))
+    for text in explain(store, store.match(options.key)).splitlines():
+        print("  " * text.startswith("  ") + one_line(text))
     return 0
 
 

@@ -24,7 +24,7 @@ from harness.study import plan_name
 from harness.submit import in_order, submit_plan
 from harness.together import group_keys
 from harness.view import log_of, watching
-from methods.errors import InputError, StageError
+from methods.errors import InputError, StageError, one_line
 
 
 def run_command(options: argparse.Namespace) -> int:
@@ -97,7 +97,7 @@ def told(decisions: Mapping[str, Decision]) -> int:
     """Says why stages failed and where their logs are; the exit code."""
     failed = [each for each in decisions.values() if each.state == "failed"]
     for decision in failed:
-        print(f"failed: {decision.stage.path}: {decision.why}", file=sys.stderr)
+        print(f"failed: {decision.stage.path}: {one_line(decision.why)}", file=sys.stderr)
         log = log_of(decision.folder)
         if log is not None:
             print(f"        log: {log}", file=sys.stderr)
@@ -165,7 +165,7 @@ def dry_run(options: argparse.Namespace, plan: Plan, cluster: Cluster, at_once: 
     decisions = decide(store, plan, known_jobs(store, plan, backend_of(cluster)), retry)
     for decision in decisions.values():
         verb = "run" if decision.submit else decision.state
-        print(f"{verb:8}{decision.stage.path:47} {decision.why}")
+        print(f"{verb:8}{decision.stage.path:47} {one_line(decision.why)}")
     submit = sum(each.submit for each in decisions.values())
     print(f"{len(decisions)} stages, {submit} to run, on {cluster.name}")
     pieces = at_once if cluster.backend == "local" else 1

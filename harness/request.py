@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from operator import itemgetter
 from typing import Any
 
@@ -75,18 +76,28 @@ def _last_run(options: argparse.Namespace) -> argparse.Namespace | None:
 
     name = load_study(options.study).name
     scale = load_scale(options.scale).name if options.scale else None
-    newest: tuple[float, Any] = (0.0, None)
+    newest: tuple[float, Any, Any] = (0.0, None, None)
     for path in (options.store / "studies").glob("*.json"):
         record = read_table(path) or {}
         about = record.get("study")
         about = about if isinstance(about, dict) else {}
         if about.get("name") == name and scale in (None, about.get("scale")):
-            found = path.stat().st_mtime, record.get("command")
+            found = path.stat().st_mtime, path, record.get("command")
             newest = max(newest, found, key=itemgetter(0))
-    words = newest[1]
+    _, path, words = newest
     if not isinstance(words, list) or not all(isinstance(each, str) for each in words):
         return None
-    return parser().parse_args(words[1:]) if words[:2] == ["harness", "run"] else None
+    if words[:2] != ["harness", "run"]:
+        return None
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said), redirect_stdout(said):
+            last = parser().parse_args(words[1:])
+    except SystemExit:
+        why = said.getvalue().rpartition("error: ")[2]
+        raise InputError(f"{path}: command: {why}; `harness run` writes it anew") from None
+    last.study, last.scale = options.study, options.scale or last.scale  # a path may be relative
+    return last
 
 
 def _words(text: str) -> tuple[str, ...]:

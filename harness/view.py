@@ -15,6 +15,7 @@ from harness.drive import Show
 from harness.run import ATTEMPTS, Decision, failures
 from harness.store import read_table
 from methods.engine.work import read_alarms, read_line
+from methods.errors import one_line
 
 COLUMNS = (
     "stage",
@@ -44,7 +45,11 @@ def recent_metrics(folder: Path) -> list[dict[str, Any]]:
 
 
 def row(decision: Decision) -> dict[str, str]:
-    """The cells of one stage; what is not known is empty."""
+    """The cells of one stage, each one line; what is not known is empty."""
+    return {name: one_line(text) for name, text in _cells(decision).items()}
+
+
+def _cells(decision: Decision) -> dict[str, str]:
     cells = dict.fromkeys(COLUMNS, "")
     cells |= {"stage": decision.stage.path, "state": decision.state}
     if decision.state == "done" and decision.outcome is not None:

@@ -45,3 +45,12 @@ class StageError(Exception):
             raise ValueError(f"unknown reason {reason!r}")
         super().__init__(message)
         self.reason = reason
+
+
+def one_line(text: str) -> str:
+    """`text` on one line, without what would command a terminal; bytes that are no UTF-8 stay.
+
+    Messages and names come from files that others may have written.
+    """
+    kept = (c if c.isprintable() or "\udc80" <= c <= "\udcff" else " " for c in text)
+    return " ".join("".join(kept).split())

@@ -13,10 +13,10 @@ import pytest
 
 from harness import cli
 from harness.plan import make_plan
-from harness.report.build import write
+from harness.report.build import build, write
 from harness.report.source import StoreSource
 from harness.run import about_stage
-from harness.store import Store
+from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
 from methods.errors import InputError
 
@@ -158,3 +158,58 @@ def test_a_full_disk_behind_the_output(planned: Store) -> None:
         done = subprocess.run(call, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 1
     assert "or where the output goes: No space left on device" in done.stderr
+
+
+def _plan_with(store: Store, command: list[str]) -> Path:
+    path = store.root / "studies" / "comparison.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "command": command}))
+    return path
+
+
+@pytest.mark.parametrize("words", [["--gone"], ["--jobs", "x"], ["--help"]])
+def test_a_plan_with_a_command_of_another_version(
+    words: list[str], planned: Store, capsys: Any
+) -> None:
+    path = _plan_with(planned, ["harness", "run", *words])
+    assert f"{path}: command: " in told(capsys, "status", "--store", planned.root)
+
+
+def test_status_from_another_folder_than_the_run(
+    planned: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    study = tmp_path / "comparison.toml"
+    study.write_text('scale = "tiny"\nmethods = ["mae"]\n')
+    _plan_with(planned, ["harness", "run", "--study", "comparison.toml", "--evals", "linear"])
+    monkeypatch.chdir("/")
+    with pytest.raises(SystemExit) as left:
+        cli.main(["status", "--study", str(study), "--store", str(planned.root)])
+    assert left.value.code == 0 and capsys.readouterr().out.count("\n") == 2
+
+
+EVIL = "\x1b]0;x\x07\x1b[2J\n\u202e\x9b31m"
+
+
+def test_nothing_in_a_store_commands_a_terminal(planned: Store, capsys: Any) -> None:
+    folder = next(planned.folders())
+    outcome = Outcome("failed", error={"reason": "data", "message": f"m{EVIL}"}, alarms=(EVIL,))
+    command = ["harness", "run", "--scale", "tiny", "--methods", "mae"]
+    for words in (["status"], ["why", folder.name], command[1:] + ["--dry-run"]):
+        planned.finish(folder, outcome)
+        _plan_with(planned, command)
+        with pytest.raises(SystemExit):
+            cli.main([*words, "--store", str(planned.root)])
+        out, err = capsys.readouterr()
+        assert "31m" in out and all(c.isprintable() for c in (out + err).replace("\n", ""))
+    with pytest.raises(InputError) as refused:
+        planned.match(f"x{EVIL}")
+    assert "\x1b" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "command", [["rm", "-rf", "/"], ["harness", "run", f"--methods=mae{EVIL}"], ["harness"]]
+)
+def test_a_command_to_paste_is_ours(command: list[str], planned: Store) -> None:
+    _plan_with(planned, command)
+    report = build(StoreSource(planned.root), "comparison")
+    (first, *_) = (each["command"] for each in report.records if each["command"])
+    assert first == "harness run --study comparison --scale tiny"

@@ -163,8 +163,9 @@ def fill_command(plan: Mapping[str, Any], failed: Sequence[str | None]) -> str:
     """
     study = plan["study"]
     words = ["harness", "run", "--study", study["name"], "--scale", study["scale"]]
-    if plan.get("command"):
-        words = _without_retry([str(word) for word in plan["command"]])
+    typed = [str(word) for word in plan.get("command") or ()]
+    if typed[:2] == words[:2] and all(map(str.isprintable, typed)):  # it may be pasted
+        words = _without_retry(typed)
     for key in dict.fromkeys(failed):
         words += ["--retry", key] if key else []
     return shlex.join(words)
