@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from methods.engine import checkpoint, distributed, health
 from methods.engine.attention import choose_kernels
 from methods.engine.device import Micro, autocast, memory_errors, rows, seed_generators, to_device
+from methods.engine.drop_path import skip_dropped
 from methods.engine.execution import Compiler, checkpoint_blocks
 from methods.engine.optim import Group, build_optimizer, set_rate
 from methods.engine.parallel import Alone, join, whole
@@ -97,6 +98,7 @@ class _Run:
         self.images, self.seed, self.device = images, seed, device
         self.module = trainable.module.to(device).train()
         choose_kernels(self.module, device, optimisation.precision)
+        skip_dropped(self.module)
         self.compiler: Compiler | None = None
         self.parallel: Alone
         self.optimizer: torch.optim.Optimizer

@@ -15,6 +15,7 @@ from timm.models import beit, vision_transformer
 from torch import Tensor, nn
 
 from methods.engine.attention import attend
+from methods.engine.drop_path import scaled
 from methods.networks.positions import sine_cosine
 from methods.parts.encoder import Beit, Encoder, ViT
 from methods.parts.swin import Swin
@@ -211,8 +212,8 @@ def run_rows(
     bias: the picked rows' (B, heads, R, 1+V). For timm's ViT and BEiT blocks.
     """
     mixed = _attention_of_rows(block.attn, block.norm1(tokens), pick, bias)
-    rows = pick(tokens) + block.drop_path1(_scaled(block, 1, mixed))
-    out: Tensor = rows + block.drop_path2(_scaled(block, 2, block.mlp(block.norm2(rows))))
+    rows = pick(tokens) + block.drop_path1(scaled(block, 1, mixed))
+    out: Tensor = rows + block.drop_path2(scaled(block, 2, block.mlp(block.norm2(rows))))
     return out
 
 
@@ -230,15 +231,6 @@ def _attention_of_rows(
     mixed = attend(query, key, value, bias, attention.fused_attn)
     out: Tensor = attention.proj(mixed.transpose(1, 2).flatten(2))
     return out
-
-
-def _scaled(block: Any, branch: int, tokens: Tensor) -> Tensor:
-    """Tokens after the LayerScale of the block's branch 1 or 2, if it has one."""
-    layer = getattr(block, f"ls{branch}", None)
-    gamma = getattr(block, f"gamma_{branch}", None)
-    if layer is not None:
-        tokens = layer(tokens)
-    return tokens if gamma is None else gamma * tokens
 
 
 def hidden_count(mask: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""A stage trains alike however its blocks are executed: compiled, or computed a second time."""
+"""A stage trains alike however its blocks are executed: in part, compiled, or a second time."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from two_rank_methods import DATA
 
 import methods
 from methods.engine.attention import choose_kernels
+from methods.engine.drop_path import skip_dropped
 from methods.engine.execution import Compiler, blocks, checkpoint_blocks
 from methods.engine.work import Layout, Work
 from methods.networks.pretrainer import MaskedModelling
+from methods.parts.encoder import Beit, ViT
 from methods.parts.model import Method
 from methods.pretrain import Pretraining
 
@@ -48,17 +50,26 @@ def never(text: str) -> None:
 
 
 def dropping(name: str) -> Method:
-    """The tiny method with a drop path that a step of 8 images is bound to notice."""
+    """The tiny method with a drop path that a step of 8 images is bound to notice.
+
+    With three blocks, since the first drops nothing and the last may compute some rows alone.
+    """
     method = tiny(name)
-    return replace(method, encoder=replace(method.encoder, drop_path=0.4))
+    depth = {"depth": 3} if isinstance(method.encoder, (ViT, Beit)) else {}
+    return replace(method, encoder=replace(method.encoder, drop_path=0.6, **depth))
 
 
-def subject(method: Method, frozen: Frozen) -> tuple[nn.Module, dict[str, Any]]:
-    """A fresh network, always the same, and a micro-batch for it."""
+def subject(method: Method, frozen: Frozen, skip: bool = True) -> tuple[nn.Module, dict[str, Any]]:
+    """A fresh network, always the same, and a micro-batch for it.
+
+    skip: whether its blocks compute the samples that drop path keeps alone, as in `fit`.
+    """
     torch.manual_seed(0)
     trainable = MaskedModelling(method, {role: frozen[role] for role in method.needs})
     trainable.module.train()
     choose_kernels(trainable.module, torch.device("cpu"), "fp32")
+    if skip:
+        skip_dropped(trainable.module)
     with torch.no_grad():
         (micro,) = trainable.prepare(0, [loader_batch(method)])
     return trainable.module, micro
@@ -81,6 +92,30 @@ def calls(network: nn.Module) -> list[nn.Module]:
         first = next(block.children())
         first.register_forward_hook(lambda layer, *_: found.append(layer))
     return found
+
+
+def samples(network: nn.Module) -> list[int]:
+    """Grows by the number of samples whenever the second branch of a block is computed."""
+    found: list[int] = []
+    for block in blocks(network):
+        block.mlp.register_forward_hook(lambda _, given, __: found.append(len(given[0])))
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_blocks_that_skip_what_is_dropped_have_the_same_gradients(
+    frozen: Frozen, name: str
+) -> None:
+    method = dropping(name)
+    (plain, micro), (fast, _) = subject(method, frozen, skip=False), subject(method, frozen)
+    whole, part = samples(plain), samples(fast)
+    expected, found = gradients(plain, micro), gradients(fast, micro)
+    assert len(whole) == len(part)
+    if isinstance(method.encoder, (ViT, Beit)):
+        assert sum(part) < sum(whole)
+    assert expected.keys() == found.keys()
+    for key, value in expected.items():
+        torch.testing.assert_close(found[key], value, rtol=1e-4, atol=1e-5, msg=key)
 
 
 @pytest.mark.parametrize("name", NAMES)
