@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tiny_training import IMAGES, lines, run
+from two_processes import run_two
 
 from methods.engine import distributed
 from methods.engine.work import Layout
 from methods.errors import StageError
-
-HERE = Path(__file__).parent
-
-
-def start_two(folder: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, HERE / "two_ranks.py", str(rank), folder],
-            env=environment,
-            stderr=(folder / f"errors{rank}").open("wb"),
-        )
-        for rank in (0, 1)
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +22,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]
     folder = tmp_path_factory.mktemp("two")
     with pytest.raises(StageError):
         run(folder / "resumed", dropout=0.0, stop_at=5)
-    for _ in range(3):  # another program may take the port between asking for it and using it
-        codes = [process.wait(timeout=240) for process in start_two(folder)]
-        if codes == [0, 0] or "could not meet" not in (folder / "errors0").read_text():
-            break
-    assert codes == [0, 0], (folder / "errors0").read_text() + (folder / "errors1").read_text()
+    run_two(Path(__file__).with_name("two_ranks.py"), folder, folder)
     return folder, torch.load(folder / "results.pt", weights_only=True)
 
 

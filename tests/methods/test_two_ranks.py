@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 import two_rank_methods
 from safetensors.torch import load_file
-
-HERE = Path(__file__).parent
-
-
-def start(
-    rank: int, port: int, places: list[Path], option: str, names: tuple[str, ...]
-) -> subprocess.Popen[bytes]:
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    command = [sys.executable, str(HERE / "two_rank_methods.py"), str(rank)]
-    command += [*map(str, places), option, *names]
-    return subprocess.Popen(command, env=environment, stderr=(places[0] / f"{rank}").open("wb"))
+from two_processes import start_two, wait_for_two
 
 
 def train(
@@ -38,13 +20,10 @@ def train(
     one, two, data = root / "one", root / "two", root / "data"
     two.mkdir()
     two_rank_methods.DATA.prepare(data)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [start(rank, port, [two, frozen, data], option, names) for rank in (0, 1)]
+    script = Path(two_rank_methods.__file__)
+    ranks = start_two(script, two, two, frozen, data, option, *names)
     two_rank_methods.run_all(one, frozen, data, rank=0, world=1, names=names)
-    codes = [rank.wait(timeout=400) for rank in ranks]
-    assert codes == [0, 0], "\n".join((two / f"{rank}").read_text() for rank in (0, 1))
+    assert not (problem := wait_for_two(ranks, two)), problem
     return one, two
 
 

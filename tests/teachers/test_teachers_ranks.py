@@ -3,38 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from tiny_teachers import clip_task, vqkd_task
+from two_processes import run_two
 
 from methods.engine.work import Work
 from methods.teachers import load_teacher, load_tokenizer
-
-HERE = Path(__file__).parent
-
-
-def start_two(folder: Path, *words: Path) -> list[subprocess.Popen[bytes]]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = os.environ | {
-        "PYTHONPATH": f"{HERE.parents[1]}:{HERE}",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-    }
-    return [
-        subprocess.Popen(
-            [sys.executable, HERE / "two_teacher_ranks.py", str(rank), folder, *words],
-            env=environment,
-            stderr=(folder / f"errors{rank}").open("wb"),
-        )
-        for rank in (0, 1)
-    ]
 
 
 def folders(root: Path) -> Path:
@@ -52,12 +28,8 @@ def both(
     one = folders(root / "one")
     clip_task(image_image_weight=0.5).run(Work(one / "clip", data=scenes))
     vqkd_task().run(Work(one / "vqkd", {"clip": teacher_folder}, scenes))
-    for attempt in range(3):  # another program may take the port between asking and using it
-        two = folders(root / f"two{attempt}")
-        codes = [p.wait(timeout=240) for p in start_two(two, scenes, teacher_folder)]
-        if codes == [0, 0] or "could not meet" not in (two / "errors0").read_text():
-            break
-    assert codes == [0, 0], (two / "errors0").read_text() + (two / "errors1").read_text()
+    two, script = folders(root / "two"), Path(__file__).with_name("two_teacher_ranks.py")
+    run_two(script, two, two, scenes, teacher_folder)
     return one, two
 
 
