@@ -213,3 +213,28 @@ def test_a_command_to_paste_is_ours(command: list[str], planned: Store) -> None:
     report = build(StoreSource(planned.root), "comparison")
     (first, *_) = (each["command"] for each in report.records if each["command"])
     assert first == "harness run --study comparison --scale tiny"
+
+
+FULL = """
+import resource, signal, sys
+from harness.tracking.server import connect
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
+try:
+    connect(sys.argv[1])
+    sys.exit("there was room for all of it")
+except Exception as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+assert connect(sys.argv[1]).search_experiments()
+"""
+
+
+def test_a_disk_that_is_full_while_mlflow_s_file_is_made(tmp_path: Path) -> None:
+    """Half of its tables would be of no use, and would not be completed, for ever."""
+    call = [sys.executable, "-c", FULL, f"sqlite:///{tmp_path / 'mlflow.db'}"]
+    done = subprocess.run(
+        call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]

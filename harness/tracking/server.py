@@ -108,9 +108,17 @@ def _make_tables(uri: str) -> None:
     """An MlflowClient makes them once in a process, and the file may have been lost since."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-    folder = sqlite_file(uri).parent
-    folder.mkdir(parents=True, exist_ok=True)
-    SqlAlchemyStore(uri, (folder.resolve() / "mlartifacts").as_uri())
+    path = sqlite_file(uri).resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    artifacts = (path.parent / "mlartifacts").as_uri()
+    if not path.exists() or not path.stat().st_size:
+        # Aside: MLflow cannot go on with a file whose making a kill or a full disk has ended.
+        aside = path.with_name(f".{path.name}.new")
+        for each in (aside, Path(f"{aside}-journal")):
+            each.unlink(missing_ok=True)
+        SqlAlchemyStore(f"{SQLITE}{aside}", artifacts).engine.dispose()
+        aside.replace(path)
+    SqlAlchemyStore(uri, artifacts)
 
 
 def sqlite_file(uri: str) -> Path:
