@@ -23,7 +23,7 @@ from methods.networks.swin_names import from_released, to_mmpretrain
 from methods.parts.encoder import Beit, Encoder, ViT
 from methods.parts.swin import Swin
 from methods.released import Imported
-from methods.teachers.archive import BROKEN, read_weights
+from methods.teachers.archive import BROKEN, read_weights, unwrapped
 
 State = dict[str, Tensor]
 
@@ -105,10 +105,7 @@ def interpolated(state: State, encoder: Encoder) -> State:
 
 def timm_names(names: Iterable[str]) -> dict[str, str]:
     """timm's name of each of the encoder's tensors, to the official, mmpretrain's or timm's one."""
-    ours = {name: name for name in names}
-    for prefix in ("module.", "backbone.", "encoder."):
-        inside = {n.removeprefix(prefix): i for n, i in ours.items() if n.startswith(prefix)}
-        ours = inside or ours
+    ours = unwrapped(names)
     if any(name.startswith("layers.") for name in ours):
         ours = {_from_mmpretrain(name): theirs for name, theirs in ours.items()}
     return {name: theirs for name, theirs in ours.items() if not BESIDES.match(name)}

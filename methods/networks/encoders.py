@@ -53,8 +53,10 @@ class Student(nn.Module):
     """Base of the students. `model` is the plain timm model that gets exported.
 
     embedding: width of the patches that a mask token of zeros takes the place of; None without one.
+    block: timm's class of the family's blocks, where the decoder may want some more.
     """
 
+    block: Any
     model: Any
     mask_token: Any
     heads: int
@@ -106,7 +108,15 @@ class Student(nn.Module):
 
     def new_block(self, drop_path: float) -> nn.Module:
         """One more block of the family and size, with PyTorch's default initialisation."""
-        raise NotImplementedError
+        block: nn.Module = self.block(
+            self.width,
+            self.heads,
+            qkv_bias=True,
+            init_values=self.layer_scale,
+            drop_path=drop_path,
+            norm_layer=layer_norm,
+        )
+        return block
 
     def initialise(self, module: nn.Module) -> None:
         """Initialise linear layers, convolutions and norms in `module` as the family does."""
@@ -119,6 +129,8 @@ class Student(nn.Module):
 
 class StudentViT(Student):
     """ViT with fixed sine-cosine positions; hidden patches are dropped or replaced."""
+
+    block = vision_transformer.Block
 
     def __init__(self, value: ViT) -> None:
         super().__init__(value, value.width if value.hidden == "token" else None)
@@ -146,19 +158,11 @@ class StudentViT(Student):
     def initialise(self, module: nn.Module) -> None:
         xavier(module)
 
-    def new_block(self, drop_path: float) -> nn.Module:
-        return vision_transformer.Block(
-            self.width,
-            self.heads,
-            qkv_bias=True,
-            init_values=self.layer_scale,
-            drop_path=drop_path,
-            norm_layer=layer_norm,
-        )
-
 
 class StudentBeit(Student):
     """BEiT: mask tokens, no absolute positions, one relative position bias for all blocks."""
+
+    block = beit.Block
 
     def __init__(self, value: Beit) -> None:
         super().__init__(value, value.width)
@@ -177,16 +181,6 @@ class StudentBeit(Student):
     def position_bias(self) -> Tensor | None:
         bias: Tensor = self.model.rel_pos_bias()
         return bias
-
-    def new_block(self, drop_path: float) -> nn.Module:
-        return beit.Block(
-            self.width,
-            self.heads,
-            qkv_bias=True,
-            init_values=self.layer_scale,
-            drop_path=drop_path,
-            norm_layer=layer_norm,
-        )
 
     def initialise(self, module: nn.Module) -> None:
         truncated(module, self.deviation)

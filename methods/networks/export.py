@@ -12,24 +12,18 @@ from safetensors.torch import save_file
 
 from methods.engine.checkpoint import replacing
 from methods.errors import StageError
-from methods.networks.encoders import Student
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
-
-
-def export(student: Student, encoder: Encoder, statistics: str, folder: Path) -> None:
-    """Write encoder.safetensors and encoder.json into `folder`, each whole or not at all.
-
-    `timm.create_model(model, **arguments)` of the JSON loads the weights strictly. Raises
-    StageError("disk").
-    """
-    write_encoder(student.model.state_dict(), encoder, statistics, folder)
 
 
 def write_encoder(
     state: Mapping[str, torch.Tensor], encoder: Encoder, statistics: str, folder: Path
 ) -> None:
-    """The same from the state of the plain timm model."""
+    """Write encoder.safetensors and encoder.json into `folder`, each whole or not at all.
+
+    `state` of the plain timm model: `timm.create_model(model, **arguments)` of the JSON loads it
+    strictly. Raises StageError("disk").
+    """
     weights = {name: item.detach().float().cpu().contiguous() for name, item in state.items()}
     name, arguments = encoder.timm()
     mean, std = mean_std(statistics)

@@ -18,7 +18,7 @@ from methods.engine.parallel import whole
 from methods.engine.pictures import draw
 from methods.engine.work import Work, read_line
 from methods.errors import StageError
-from methods.networks.export import export, write_encoder
+from methods.networks.export import write_encoder
 from methods.networks.pictures import strips
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.parts.model import Method
@@ -52,8 +52,8 @@ def pretrain(task: Pretraining, work: Work) -> dict[str, float]:
 
     fit(trainable, method.optimisation, stream, work, len(source), task.seed)
     if distributed.rank() == 0:
-        student = trainable.pretrainer.encoder
-        export(student, method.encoder, method.augmentation.statistics, work.folder)
+        state = trainable.pretrainer.encoder.model.state_dict()
+        write_encoder(state, method.encoder, method.augmentation.statistics, work.folder)
     draw(work, lambda: strips(task, trainable, work))
     return last_losses(work)
 

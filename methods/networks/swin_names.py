@@ -6,6 +6,8 @@ import re
 
 from torch import Tensor
 
+from methods.teachers.archive import unwrapped
+
 State = dict[str, Tensor]
 
 # mmpretrain's names, as patterns of its and of timm's; its last norm is that of the fourth stage.
@@ -27,11 +29,7 @@ def from_released(raw: State) -> tuple[State, set[str]]:
 
     `raw`: of SimMIM's checkpoint ("encoder."), of mmpretrain's ("backbone.") or of timm's model.
     """
-    ours = {name: name for name in raw}
-    for prefix in ("module.", "backbone.", "encoder."):
-        inside = {n.removeprefix(prefix): i for n, i in ours.items() if n.startswith(prefix)}
-        ours = inside or ours
-    ours = {name: theirs for name, theirs in ours.items() if not BESIDES.match(name)}
+    ours = {n: theirs for n, theirs in unwrapped(raw).items() if not BESIDES.match(n)}
     state = {name: raw[theirs] for name, theirs in ours.items()}
     if any(name.startswith("stages.") for name in ours):
         state = {_from_mmpretrain(name): _folded(name, item) for name, item in state.items()}

@@ -8,6 +8,7 @@ import struct
 import zipfile
 import zlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import IO, Any
@@ -104,6 +105,18 @@ def _state_of(loaded: Any, path: Path) -> dict[str, Tensor]:
         if item.layout != torch.strided or item.device.type == "meta" or item.is_complex():
             raise StageError("weights", f"{path}: {name} is no plain tensor")
     return tensors
+
+
+def unwrapped(names: Iterable[str]) -> dict[str, str]:
+    """Each name without the prefixes of networks around an encoder, to the one in the file.
+
+    Where a prefix occurs, names without it are of other parts and left out.
+    """
+    found = {name: name for name in names}
+    for prefix in ("module.", "backbone.", "encoder."):
+        inside = {n.removeprefix(prefix): i for n, i in found.items() if n.startswith(prefix)}
+        found = inside or found
+    return found
 
 
 def is_torchscript(path: Path) -> bool:

@@ -18,7 +18,7 @@ from tiny_methods import VARIANTS, loader_batch, split, tiny
 
 import methods
 from methods.errors import InputError, StageError
-from methods.networks.export import export
+from methods.networks.export import write_encoder
 from methods.networks.pretrainer import MaskedModelling
 from methods.parts.model import Method
 from methods.values import from_plain, to_plain, with_fields
@@ -134,7 +134,7 @@ def test_the_exported_encoder_is_plain_timm(
 ) -> None:
     network = trainable(name, frozen)
     student, method = network.pretrainer.encoder.eval(), network.method
-    export(student, method.encoder, "imagenet", tmp_path)
+    write_encoder(student.model.state_dict(), method.encoder, "imagenet", tmp_path)
     about = json.loads((tmp_path / "encoder.json").read_text())
     model = timm.create_model(about["model"], **about["arguments"]).eval()
     model.load_state_dict(load_file(tmp_path / "encoder.safetensors"), strict=True)

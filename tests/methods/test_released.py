@@ -17,7 +17,7 @@ from tiny_methods import tiny
 from torch import Tensor
 
 from methods.errors import StageError
-from methods.networks.export import export
+from methods.networks.export import write_encoder
 from methods.networks.pretrainer import MaskedModelling
 from methods.parts.encoder import Beit
 from methods.released import export_encoder, import_encoder
@@ -81,7 +81,7 @@ def test_out_and_in_again(
 ) -> None:
     network, _ = official(name, frozen)
     method, student = network.method, network.pretrainer.encoder
-    export(student, method.encoder, "imagenet", tmp_path / "a")
+    write_encoder(student.model.state_dict(), method.encoder, "imagenet", tmp_path / "a")
     path = tmp_path / f"out.{suffix}"
     export_encoder(tmp_path / "a", path, format)
     import_encoder(path, method.encoder, "imagenet", tmp_path / "b")
@@ -93,7 +93,9 @@ def test_out_and_in_again(
 def test_mmpretrains_names(frozen: dict[str, Any], tmp_path: Path) -> None:
     """Recipes 5.6."""
     network, _ = official("beitv2", frozen)
-    export(network.pretrainer.encoder, network.method.encoder, "imagenet", tmp_path)
+    write_encoder(
+        network.pretrainer.encoder.model.state_dict(), network.method.encoder, "imagenet", tmp_path
+    )
     export_encoder(tmp_path, tmp_path / "mm.safetensors", "mmpretrain")
     names = load_file(tmp_path / "mm.safetensors").keys()
     assert {
@@ -173,7 +175,7 @@ def test_plain_timm_takes_the_export(
 ) -> None:
     network, _ = official(name, frozen)
     encoder, model = network.method.encoder, network.pretrainer.encoder.model
-    export(network.pretrainer.encoder, encoder, "imagenet", tmp_path)
+    write_encoder(network.pretrainer.encoder.model.state_dict(), encoder, "imagenet", tmp_path)
     export_encoder(tmp_path, tmp_path / f"out.{suffix}", "timm")
     kind, arguments = encoder.timm()
     path = str(tmp_path / f"out.{suffix}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import methods
 from methods.errors import StageError
-from methods.networks.export import export
+from methods.networks.export import write_encoder
 from methods.networks.pretrainer import MaskedModelling, Pretrainer
 from methods.networks.pretraining import check_cells, count_parameters
 from methods.networks.swin_names import to_mmpretrain
@@ -187,7 +187,7 @@ def test_other_swins_are_refused(tmp_path: Path) -> None:
     with pytest.raises(StageError, match="do not fit"):
         import_encoder(path, TINY, "imagenet", None)
     with pytest.raises(StageError, match="no class token"):
-        export(TINY.build(), TINY, "imagenet", tmp_path / "swin")
+        write_encoder(TINY.build().model.state_dict(), TINY, "imagenet", tmp_path / "swin")
         load_teacher(tmp_path / "swin")
 
 

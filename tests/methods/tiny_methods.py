@@ -62,7 +62,7 @@ def tiny(name: str) -> Method:
 
 def frozen_folders(root: Path) -> dict[str, Path]:
     """Randomly initialised frozen networks for the tiny methods, as their stages leave them."""
-    from methods.networks.export import export
+    from methods.networks.export import write_encoder
     from methods.parts.encoder import ViT
     from methods.teachers.clip import ClipTraining
     from methods.teachers.clip_network import build_clip, save_clip
@@ -92,7 +92,7 @@ def frozen_folders(root: Path) -> dict[str, Path]:
     # Any tokenizer with this grid stands for DALL-E's.
     for role in ("vqkd", "dalle"):
         save(folders[role], VqkdNetwork(**network), card_of(network, "a test"))
-    export(ViT(**VIT).build(), ViT(**VIT), "imagenet", folders["mae"])
+    write_encoder(ViT(**VIT).build().model.state_dict(), ViT(**VIT), "imagenet", folders["mae"])
     return folders
 
 

@@ -16,7 +16,7 @@ from harness.run import about_stage
 from harness.study import Study, StudyRow, load_scale, load_study
 from methods.engine.work import Layout, Work
 from methods.errors import InputError, StageError
-from methods.networks.export import export
+from methods.networks.export import write_encoder
 from methods.networks.pretraining import count_parameters
 from methods.networks.targets import Inputs
 from methods.parts.augment import mean_std
@@ -165,7 +165,7 @@ def test_foreign_files_are_refused(tmp_path: Path) -> None:
 def test_what_a_pretraining_leaves_can_teach(tmp_path: Path) -> None:
     torch.manual_seed(0)
     student = VIT.build()
-    export(student, VIT, "half", tmp_path)
+    write_encoder(student.model.state_dict(), VIT, "half", tmp_path)
     teacher = load_teacher(tmp_path, grid=(3, 3))
     images = torch.rand(2, 3, 48, 48)
     encoded = student.eval()((images - 0.5) / 0.5, torch.zeros(2, 9, dtype=torch.bool))
