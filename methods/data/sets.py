@@ -26,12 +26,13 @@ MATERIALS = (
 
 
 @dataclass(frozen=True)
-class ImageData:
-    """Images with one label each; the base of the values that a stage's `data` field takes."""
+class DataSet:
+    """Base of the values that a stage's `data` field takes."""
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Names of the labels 0, 1, ... (for ImageNet the synsets)."""
+        """Names of the labels 0, 1, ... (for ImageNet the synsets); of masks, those that are left
+        after reduce_zero_label."""
         raise NotImplementedError
 
     def images(self, split: Split) -> int:
@@ -42,30 +43,22 @@ class ImageData:
         """Build the data under `root`, or check that they are there (InputError)."""
         raise NotImplementedError
 
+
+@dataclass(frozen=True)
+class ImageData(DataSet):
+    """Images with one label each."""
+
     def open(self, root: Path, split: Split) -> ImageFolder:
         """The split's images; StageError("data") where they are missing or incomplete."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
-class SegmentationData:
+class SegmentationData(DataSet):
     """Images with a mask each, in the layout of ADEChallengeData2016 (jpg images, png masks).
 
     Masks are written as on disk: 0 unlabelled, k+1 class k (`reduce_zero_label`).
     """
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """Names of the classes that are left after reduce_zero_label."""
-        raise NotImplementedError
-
-    def images(self, split: Split) -> int:
-        """How many pairs the split ("train" or "validation") has."""
-        raise NotImplementedError
-
-    def prepare(self, root: Path) -> None:
-        """Build the data under `root`, or check that they are there (InputError)."""
-        raise NotImplementedError
 
     def root(self, root: Path) -> Path:
         """The folder that holds images/{training,validation} and annotations/..."""
