@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from browser import Browser
+from system import missing
 
 from harness.report import StoreSource, render
 
@@ -22,10 +22,7 @@ NAMES = f"{FIRST}.map(row => row.children[0].textContent)"
 def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        why = "chromium is not installed"
-        if os.environ.get("HARNESS_REQUIRE_SYSTEM") == "1":
-            pytest.fail(why)
-        pytest.skip(why)
+        missing("chromium is not installed")
     with Browser(program, tmp_path_factory.mktemp("chromium") / "profile") as found:
         yield found
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from report_stores import HOSTILE, curve
+from system import missing
 
 from harness.report import FORMATS, StoreSource, build, command, formats, render, write
 from harness.report.build import as_text
@@ -307,7 +308,7 @@ def test_latex_compiles(
 ) -> None:
     program = shutil.which("pdflatex")
     if program is None:
-        pytest.skip("pdflatex is not installed")
+        missing("pdflatex is not installed")
     body = "\n".join(
         render(StoreSource(root), study, None, "latex")
         for root, study in (

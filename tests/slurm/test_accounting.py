@@ -5,7 +5,6 @@ python -m pytest -m long tests/slurm/test_accounting.py     (half a minute; need
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cluster import Cluster
 from counting import Counting
 from host import ClusterError, check_installed
 from lab import Lab, until
+from system import missing
 
 from harness.backends import BackendRefused
 from harness.stage import KINDS
@@ -29,9 +29,7 @@ def accounted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         check_installed()
         check_installed(PROGRAMS, PACKAGES)
     except ClusterError as error:
-        if os.environ.get("HARNESS_REQUIRE_SYSTEM") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
+        missing(str(error))
     folder = tmp_path_factory.mktemp("accounting") / "cluster"
     cluster = Cluster(folder, nodes=1, tied=True, accounting=True)
     try:

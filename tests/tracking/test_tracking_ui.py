@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import socket
@@ -16,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import tracking_folders as make
+from system import missing
 from tracking_servers import free_port, wait_for
 
 from harness.cli import main
@@ -113,9 +113,7 @@ def test_a_reader_finds_rows_results_and_a_chart_of_two_ablations(
     """In a real Chromium: parents unfold, the result columns are filled, two rows are compared."""
     program = shutil.which("chromium") or shutil.which("chromium-browser")
     if program is None:
-        if os.environ.get("HARNESS_REQUIRE_SYSTEM") == "1":
-            pytest.fail("chromium is not installed")
-        pytest.skip("chromium is not installed")
+        missing("chromium is not installed")
     make.write_done(store.root)
     with (
         showing(store, tmp_path),
