@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from methods.data.imagefolder import BROKEN
 from methods.errors import InputError
 
 # The 150 names in mmsegmentation's order and spelling.
@@ -73,9 +74,9 @@ def _stems(folder: Path, suffix: str) -> set[str]:
 def label_histogram(path: Path) -> np.ndarray:
     """How many pixels have each value: int64 (256,)."""
     try:
-        with Image.open(path) as mask:
+        with Image.open(path, formats=("PNG",)) as mask:
             pixels = np.asarray(mask)
-    except OSError as error:
+    except BROKEN as error:
         raise InputError(f"{path} cannot be read: {error}") from error
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
         raise InputError(f"{path} is no mask of one byte a pixel: {FETCH}")

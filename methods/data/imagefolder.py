@@ -14,6 +14,9 @@ from methods.data.wheels import package_file
 from methods.errors import InputError, StageError
 
 EXTENSIONS = (".jpeg", ".jpg", ".png", ".bmp", ".ppm", ".tif", ".tiff", ".webp")
+# By content, not by name: of others Pillow would hand EPS to Ghostscript, a program in itself.
+FORMATS = ("JPEG", "PNG", "BMP", "PPM", "TIFF", "WEBP", "GIF")
+BROKEN = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 FETCH_IMAGENET = (
     "get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from image-net.org (registration) and "
@@ -73,9 +76,9 @@ class ImageFolder:
 def read_rgb(path: Path) -> Image.Image:
     """The picture in RGB, whatever its mode (some of ImageNet are grey or CMYK)."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except BROKEN as error:
         raise StageError("data", f"{path} cannot be read: {error}") from error
 
 
@@ -91,7 +94,7 @@ def scan_cached(folder: Path) -> Listing:
     """
     cache = folder.with_name(f".{folder.name}.listing.json")
     known: dict[str, tuple[int, list[str]]] = {}
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, RecursionError):
         known = {
             name: (time, files) for name, (time, files) in json.loads(cache.read_text()).items()
         }

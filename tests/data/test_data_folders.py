@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -183,3 +185,33 @@ def test_names_are_mmsegmentations() -> None:
 
     assert tuple(name.strip() for name in ade_classes()) == ade20k.CLASSES
     assert Ade20k().images("train") == 20_210 and len(Ade20k().classes) == 150
+
+
+def test_a_picture_is_given_to_no_other_program(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """EPS under a picture's name: Pillow would start Ghostscript, which runs what is in it."""
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch {tmp_path / 'MARK'}\n")
+    (tmp_path / "gs").chmod(0o755)
+    save(tmp_path / "a.jpg", kind="EPS")
+    with pytest.raises(StageError, match="a.jpg cannot be read"):
+        imagefolder.read_rgb(tmp_path / "a.jpg")
+    assert not (tmp_path / "MARK").exists()
+
+
+def test_a_mask_that_claims_to_be_vast(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", "L")
+    whole = (tmp_path / "a.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 10**5, 10**5) + whole[24:29]
+    vast = whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:]
+    (tmp_path / "a.png").write_bytes(vast)
+    with pytest.raises(InputError, match="a.png cannot be read"):
+        ade20k.label_histogram(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize("content", ["[]", "3", '{"a": 3}', "null", "[" * 10**5, '{"a": [1]}'])
+def test_a_damaged_listing_is_made_again(content: str, folder: Path) -> None:
+    (folder.parent / ".set.listing.json").write_text(content)
+    assert scan_cached(folder) == scan(folder)
