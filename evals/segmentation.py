@@ -16,7 +16,7 @@ from methods.parts.size import StateSize, convolution, norm
 if TYPE_CHECKING:
     from methods.engine.work import Work
 
-# The UPerNet recipe that reproduces MAE ViT-B's 48.1 (recipes 2.5); batch 16 = 8 devices x 2.
+# implus/mae_segmentation, which reproduces MAE ViT-B's 48.1; batch 16 = 8 devices x 2.
 MAE_BASE = Optimisation(
     epochs=1,
     batch=16,

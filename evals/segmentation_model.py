@@ -128,7 +128,7 @@ def check_blocks(task: Segmentation, found: Source) -> None:
 
 
 def segmentor_config(task: Segmentation, width: int, norm: dict[str, Any]) -> dict[str, Any]:
-    """mmsegmentation's config of the segmentor without its backbone (recipes 2.5)."""
+    """mmsegmentation's config of the segmentor without its backbone, as BEiT's and MAE's."""
     neck = {
         "type": "Feature2Pyramid",
         "embed_dim": width,

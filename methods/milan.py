@@ -8,10 +8,10 @@ Cost: about 39 h on 8 A100 40 GB for ViT-B, 400 epochs (README).
 Published, ViT-B/16, 400 epochs: linear 79.9 (quoted), fine-tuning 85.4, ADE20K 52.7. OpenMMLab's
 reproduction: 78.9 and 85.3.
 
-Known: the released code does not run as it is; its intention is followed (recipes 6.1). CLIP gets
-the student's ImageNet-normalised tensor, as there; `statistics = "clip"` in target and masking
-is the repair. No segmentation code was released: MAE's protocol stands in (UNVERIFIED, and with
-ViT-L its layer decay of fine-tuning).
+Known: the released code does not run as it is (it builds CLIP for fine-tuning, without its
+projection); its intention is followed. CLIP gets the student's ImageNet-normalised tensor, as there;
+`statistics = "clip"` in target and masking is the repair. No segmentation code was released: MAE's
+protocol stands in (UNVERIFIED, and with ViT-L its layer decay of fine-tuning).
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ def test_every_method_is_a_row(scale: str) -> None:
 
 
 def test_rows_are_those_of_the_sources() -> None:
-    """Parameter counts: recipes 7, measured on the official modules."""
+    """Parameter counts, measured on the official modules."""
     rows = {row["method"]: row for row in json.loads(overview(load_scale("paper"), "json"))}
     assert rows["milan"] == {
         "method": "milan",

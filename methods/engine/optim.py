@@ -24,7 +24,7 @@ def parameter_groups(
     Weight decay spares 1-D parameters, biases and `optimisation.undecayed`; so MAE's class and mask
     tokens (3-D) are decayed, and BEiT's relative position biases (2-D). With `layer_decay` d the
     scale is d^(L+1-i), i from `layer_of` for the timm encoder whose names begin with `prefix`.
-    MILAN `util/lr_decay.py`, BEiT v2 `optim_factory.py`; recipes 2.0 and 2.1.
+    MILAN `util/lr_decay.py`, BEiT v2 `optim_factory.py`.
     """
     named = [(name, item) for name, item in module.named_parameters() if item.requires_grad]
     depths = _depths((name for name, _ in module.named_parameters()), prefix)

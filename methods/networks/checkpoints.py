@@ -1,4 +1,4 @@
-"""Names of encoders' tensors: official code, mmpretrain and timm (layouts: recipes 5)."""
+"""Names of encoders' tensors: official code, mmpretrain and timm."""
 
 from __future__ import annotations
 

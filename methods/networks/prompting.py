@@ -52,7 +52,7 @@ class PromptingBlock(nn.Module):
 
 
 class PromptingDecoder(FullSequence):
-    """See `methods.parts.decoder.Prompting`; recipes: MILAN `models_milan.py`."""
+    """See `methods.parts.decoder.Prompting`; source: MILAN `models_milan.py`."""
 
     def new_block(self, value: Any) -> nn.Module:
         return PromptingBlock(value.width, value.heads)

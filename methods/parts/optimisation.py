@@ -38,7 +38,7 @@ class Optimisation:
     clip: largest global norm of the gradient. trust: LARS's coefficient.
     layer_decay: d of the scales d^(L+1-i), see `methods.engine.optim`.
     undecayed: names exempt from weight decay besides biases and 1-D parameters (BEiT: "cls_token",
-        "pos_embed"; MAE: none, recipes 2.1).
+        "pos_embed"; MAE: none).
     """
 
     epochs: float

@@ -116,7 +116,7 @@ class VqkdTraining(Tokenizer):
 
 @dataclass(frozen=True)
 class ReleasedVqkd(Tokenizer):
-    """The official VQ-KD checkpoint from a file under the data root (layout: recipes 5.4).
+    """The official VQ-KD checkpoint from a file under the data root; names as in `VqkdNetwork`.
 
     The file's name and digest are UNVERIFIED, so `sha256` is empty: set it to pin a file. Codebook
     rows of unit length and every expected tensor are checked. The teacher inside training

@@ -190,7 +190,7 @@ def convert(task: ReleasedVqkd, work: Work) -> dict[str, float]:
 
 
 def official_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of an official file that the network has (recipes 5.4), in float32."""
+    """The tensors of an official file that the network has, in float32."""
     unused = ("loss", "teacher", "scaling")
     statistics = {f"quantize.embedding.{name}" for name in ("cluster_size", "embed_avg", "initted")}
     return {

@@ -18,7 +18,7 @@ from methods.networks.pretrainer import MaskedModelling
 def reference(
     block: RegressorBlock, hidden: Tensor, seen: Tensor, where: Tensor, seen_where: Tensor
 ) -> Tensor:
-    """One image, (H, D) and (V, D); recipes 1.5 and the source's RegressorBlock."""
+    """One image, (H, D) and (V, D), as the source's RegressorBlock."""
     context, places = torch.cat([seen, hidden]), torch.cat([seen_where, where])
     query, key = block.q(block.norm_q(hidden + where)), block.k(block.norm_k(context + places))
     value, width = block.v(block.norm_v(context)), hidden.shape[1] // block.heads

@@ -31,7 +31,7 @@ PARTS = ("encoder", "decoder")
 SIZE = {"width": 1024, "depth": 24, "heads": 16}
 BEITS = ("beit", "beitv2", "maskdistill", "simmim")
 OFFICIAL = {
-    # elements and tensors of the state dict; recipes 5 and 7, MAE from its own sizes.
+    # elements and tensors of the official state dict; MAE from its own sizes.
     "milan": (111_776_512, 270),
     "beitv2": (106_143_056, 219),  # 220 with the index, which timm does not save
     "mae": (111_907_840, 254),
@@ -104,7 +104,7 @@ def tiny_vit() -> Student:
 def reference_prompting(
     decoder: PromptingDecoder, encoded: Encoded, mask: Tensor, heads: int
 ) -> Tensor:
-    """MILAN's decoder for one image at a time, step by step as recipes 1.1 tells it."""
+    """MILAN's decoder for one image at a time, step by step as its source computes it."""
     results = []
     embedded = decoder.embed(encoded.norm(encoded.tokens))
     for image in range(len(mask)):
@@ -207,7 +207,7 @@ def test_aggregation_sees_the_early_patches_and_the_last_class() -> None:
 
 
 def test_aggregation_blocks_start_as_pytorchs_then_scaled() -> None:
-    """Recipes 1.3: Kaiming-uniform, then proj and fc2 over sqrt(2 (l + i + 1))."""
+    """As its source: Kaiming-uniform, then proj and fc2 over sqrt(2 (l + i + 1))."""
     _, decoder = aggregation()
     decoder.requires_grad_(False)
     bound = 1 / math.sqrt(96)

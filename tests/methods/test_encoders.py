@@ -18,7 +18,7 @@ TINY_BEIT = Beit(image=48, patch=8, width=32, depth=3, heads=2)
 
 
 def test_positions_have_the_column_first() -> None:
-    """MAE `util/pos_embed.py`: the first half of the channels is the column (recipes 1.0)."""
+    """MAE `util/pos_embed.py`: the first half of the channels is the column."""
     table = sine_cosine(16, (3, 5))
     assert table.shape == (1, 16, 16) and not table[0, 0].any()
     patches = table[0, 1:].reshape(3, 5, 16)

@@ -49,7 +49,7 @@ def test_random_masks_are_uniform() -> None:
 
 
 def test_blockwise_rates_of_beit_v2() -> None:
-    """Measured on the official generator: centre .717, edges .137, corners .044 (recipes 1.0)."""
+    """Measured on the official generator: centre .717, edges .137, corners .044."""
     rate = draws(Blockwise(75), 6000).float().mean(0).reshape(14, 14)
     centre = rate[6:8, 6:8].mean()
     edges = torch.cat([rate[0, 1:-1], rate[-1, 1:-1], rate[1:-1, 0], rate[1:-1, -1]]).mean()
@@ -60,7 +60,7 @@ def test_blockwise_rates_of_beit_v2() -> None:
 
 
 def test_blockwise_of_beit_v1_is_an_upper_bound() -> None:
-    """Measured on the official generator: mean 74.5, P(75) = .67 (recipes 1.0)."""
+    """Measured on the official generator: mean 74.5, P(75) = .67."""
     masking = Blockwise(75, exact=False)
     counts = draws(masking, 3000).sum(1).double()
     assert not masking.exact and counts.max() == 75

@@ -1,7 +1,7 @@
 """The same numbers as mmpretrain on equal weights, where it implements a method correctly.
 
 Optional: the package is no requirement of ours (`pip install onedl-mmpretrain`). Where it deviates
-from the authors' code it is not followed; recipes 6.4 lists that, and some of it is held here.
+from the authors' code it is not followed; some of that is held here.
 """
 
 from __future__ import annotations

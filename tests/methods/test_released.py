@@ -26,7 +26,7 @@ State = dict[str, Tensor]
 
 
 def official(name: str, frozen: dict[str, Any]) -> tuple[MaskedModelling, State]:
-    """A tiny network, and its state in the layout of the method's own code (recipes 5)."""
+    """A tiny network, and its state in the layout of the method's own code."""
     torch.manual_seed(0)
     network = MaskedModelling(tiny(name), frozen)
     state = dict(network.pretrainer.encoder.model.state_dict())
@@ -91,7 +91,7 @@ def test_out_and_in_again(
 
 
 def test_mmpretrains_names(frozen: dict[str, Any], tmp_path: Path) -> None:
-    """Recipes 5.6."""
+    """The names that mmpretrain's BEiT has."""
     network, _ = official("beitv2", frozen)
     write_encoder(
         network.pretrainer.encoder.model.state_dict(), network.method.encoder, "imagenet", tmp_path

@@ -23,7 +23,7 @@ def inputs(frozen: dict[str, Any], seed: int = 0, size: int = 3) -> Inputs:
 
 
 def test_pixels_are_maes_patches() -> None:
-    """Rows, then columns, then channels within a patch; unbiased variance + 1e-6 (recipes 1.5)."""
+    """Rows, then columns, then channels within a patch; unbiased variance + 1e-6."""
     each = inputs({})
     images = each.image.numpy()
     for normalise in (False, True):
