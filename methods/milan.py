@@ -9,9 +9,9 @@ Published, ViT-B/16, 400 epochs: linear 79.9 (quoted), fine-tuning 85.4, ADE20K 
 reproduction: 78.9 and 85.3.
 
 Known: the released code does not run as it is (it builds CLIP for fine-tuning, without its
-projection); its intention is followed. CLIP gets the student's ImageNet-normalised tensor, as there;
-`statistics = "clip"` in target and masking is the repair. No segmentation code was released: MAE's
-protocol stands in (UNVERIFIED, and with ViT-L its layer decay of fine-tuning).
+projection); its intention is followed. CLIP gets the student's ImageNet-normalised tensor, as
+there; `statistics = "clip"` in target and masking is the repair. No segmentation code was released:
+MAE's protocol stands in (UNVERIFIED, and with ViT-L its layer decay of fine-tuning).
 """
 
 from __future__ import annotations
