@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -23,13 +22,6 @@ from methods.errors import InputError, StageError
 
 GIGABYTE = 1e9
 PROBLEM_GIGABYTES, WARNING_GIGABYTES = 1, 10
-# Where each kind of released weights says what to fetch.
-FETCH = {
-    "ReleasedClip": "methods.teachers.released_clip",
-    "ReleasedVqkd": "methods.teachers.vqkd_network",
-    "ReleasedEncoder": "methods.teachers.encoder_network",
-    "ReleasedDalle": "methods.teachers.dalle_network",
-}
 
 
 def run(options: Any, cluster: Cluster, backend_of: Callable[[Cluster], Backend]) -> int:
@@ -115,9 +107,8 @@ def released(role: str, value: Any, root: Path) -> Finding:
     from methods.teachers.archive import find_weights
 
     name = type(value).__name__
-    fetch = importlib.import_module(FETCH[name]).FETCH if name in FETCH else "the file"
     try:
-        path = find_weights(root, value.weights, fetch, getattr(value, "sha256", ""))
+        path = find_weights(root, value)
     except (StageError, OSError) as error:
         users = [each for each in methods.names() if role in methods.get(each).needs]
         asked = any(row.method in users for row in load_study("comparison").all_rows())

@@ -53,19 +53,20 @@ BROKEN = (
 _LISTS = ("build_intlist", "build_tensorlist", "build_doublelist", "build_boollist")
 
 
-def find_weights(root: Path, name: str, fetch: str, sha256: str = "") -> Path:
-    """The file `root`/`name`; `fetch` says to a person what to fetch.
+def find_weights(root: Path, task: Any) -> Path:
+    """The file `root`/`task.weights`; `task.fetch` says to a person what to fetch.
 
-    Raises StageError("weights") when it is missing or its SHA-256 does not begin with `sha256`.
+    Raises StageError("weights") when it is missing or its SHA-256 does not begin with
+    `task.sha256`.
     """
-    path = root / name
+    path = root / task.weights
     if not path.is_file():
-        raise StageError("weights", f"{path} is missing: fetch {fetch} and place it there")
-    if sha256 and not (found := digest(path)).startswith(sha256.lower()):
+        raise StageError("weights", f"{path} is missing: fetch {task.fetch} and place it there")
+    if task.sha256 and not (found := digest(path)).startswith(task.sha256.lower()):
         raise StageError(
             "weights",
-            f"{path}: SHA-256 begins with {found[:8]}, expected {sha256}; "
-            f"fetch {fetch} again, or set sha256 = '' to take the file as it is",
+            f"{path}: SHA-256 begins with {found[:8]}, expected {task.sha256}; "
+            f"fetch {task.fetch} again, or set sha256 = '' to take the file as it is",
         )
     return path
 

@@ -132,6 +132,9 @@ class ReleasedClip(Teacher):
     """
 
     version: ClassVar[int] = 1
+    fetch: ClassVar[str] = (
+        "OpenAI's CLIP weights (ViT-B-16.pt or ViT-L-14.pt, named in the openai/CLIP repository)"
+    )
 
     weights: str = "clip/ViT-B-16.pt"
     sha256: str = "5806e77c"

@@ -113,6 +113,9 @@ class ReleasedDalle(Tokenizer):
     """
 
     version: ClassVar[int] = 1
+    fetch: ClassVar[str] = (
+        "the encoder of OpenAI's DALL-E (encoder.pkl, named in the openai/DALL-E repository)"
+    )
 
     weights: str = "dalle/encoder.pkl"
     sha256: str = ""

@@ -10,12 +10,12 @@ from torch import Tensor, nn
 from methods.errors import StageError
 from methods.teachers.archive import BROKEN, find_weights, read_module, read_weights
 from methods.teachers.dalle import STRIDE
+from methods.teachers.tokenizer import save
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
     from methods.teachers.dalle import ReleasedDalle
 
-FETCH = "the encoder of OpenAI's DALL-E (encoder.pkl, named in the openai/DALL-E repository)"
 MARGIN = 0.1
 """Pixels are squeezed to [0.1, 0.9], where the logit-Laplace likelihood is finite."""
 GROUPS = 4
@@ -134,11 +134,9 @@ class DalleDecoder(nn.Module):
 
 def convert(task: ReleasedDalle, work: Work) -> dict[str, float]:
     """Rank 0 reads the file and writes the tokenizer folder; no metrics."""
-    from methods.teachers.tokenizer import save
-
     if work.layout.rank != 0:
         return {}
-    path = find_weights(work.data, task.weights, FETCH, task.sha256)
+    path = find_weights(work.data, task)
     found = read_module(path, ("dall_e",)) if path.suffix == ".pkl" else read_weights(path)
     state = {spelled(name): tensor.float() for name, tensor in found.items()}
     try:
@@ -149,7 +147,7 @@ def convert(task: ReleasedDalle, work: Work) -> dict[str, float]:
         raise StageError("weights", f"{path}: not DALL-E's encoder ({error})") from None
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise StageError("weights", f"{path}: has numbers that are not finite")
-    save(work.folder, network, card_of(arguments, task.weights))
+    save(work.folder, "dalle", network, arguments, task.weights)
     return {}
 
 
@@ -168,8 +166,3 @@ def network_of(state: dict[str, Tensor], image: int) -> dict[str, Any]:
         "blocks": len(names),
         "codes": len(state["blocks.output.conv.weight"]),
     }
-
-
-def card_of(network: dict[str, Any], source: str) -> dict[str, Any]:
-    """The tokenizer.json of a discrete VAE's encoder."""
-    return {"type": "dalle", "network": network, "source": source}

@@ -20,7 +20,7 @@ from methods.engine.optim import parameter_groups
 from methods.engine.pictures import draw
 from methods.parts.augment import EvaluationTransform
 from methods.teachers.dalle import STRIDE
-from methods.teachers.dalle_network import MARGIN, DalleDecoder, DalleEncoder, card_of, squeeze
+from methods.teachers.dalle_network import MARGIN, DalleDecoder, DalleEncoder, squeeze
 from methods.teachers.tokenizer import save, usage_strip
 from methods.teachers.vqkd_training import check_usage, perplexity
 
@@ -45,7 +45,7 @@ def train(task: DvaeTraining, work: Work) -> dict[str, float]:
     work.log(task.optimisation.steps(len(source)), **metrics)
     check_usage(metrics["usage"], task.codes, task.minimum_usage)
     if work.layout.rank == 0:
-        save(work.folder, network.encoder, card_of(task.network, "trained here"))
+        save(work.folder, "dalle", network.encoder, task.network, "trained here")
     draw(work, lambda: [usage_strip(counts)])
     return metrics
 

@@ -27,6 +27,10 @@ class ReleasedEncoder(Teacher):
     """
 
     version: ClassVar[int] = 1
+    fetch: ClassVar[str] = (
+        "the weights of a self-supervised ViT-B/16 (see the repositories facebookresearch/dino and "
+        "facebookresearch/mae, and microsoft/unilm's beit2/README.md)"
+    )
 
     weights: str = "dino/dino_vitbase16_pretrain.pth"
     encoder: Encoder = ViT()

@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from methods.engine.work import Work
     from methods.teachers.encoder import ReleasedEncoder
 
-FETCH = (
-    "the weights of a self-supervised ViT-B/16 (see the repositories facebookresearch/dino and "
-    "facebookresearch/mae, and microsoft/unilm's beit2/README.md)"
-)
-
 
 class EncoderOutput:
     """What an encoder says about B images of N patches; token 0 is the class token; all float32.
@@ -132,7 +127,7 @@ def convert(task: ReleasedEncoder, work: Work) -> dict[str, float]:
     """Rank 0 reads the file, writes the folder and tries what it wrote."""
     if work.layout.rank != 0:
         return {}
-    path = find_weights(work.data, task.weights, FETCH, task.sha256)
+    path = find_weights(work.data, task)
     found = import_encoder(path, task.encoder, task.statistics, work.folder)
     check_features(FrozenEncoder.load(work.folder), str(path))
     return {"tensors": float(found.loaded)}

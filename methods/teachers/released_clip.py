@@ -16,14 +16,12 @@ if TYPE_CHECKING:
     from methods.engine.work import Work
     from methods.teachers.clip import ReleasedClip
 
-FETCH = "OpenAI's CLIP weights (ViT-B-16.pt or ViT-L-14.pt, named in the openai/CLIP repository)"
-
 
 def convert(task: ReleasedClip, work: Work) -> dict[str, float]:
     """Rank 0 reads the file and writes the folder; no metrics."""
     if work.layout.rank != 0:
         return {}
-    path = find_weights(work.data, task.weights, FETCH, task.sha256)
+    path = find_weights(work.data, task)
     state = {name: tensor.float() for name, tensor in read_weights(path).items()}
     try:
         model = model_of(state)

@@ -78,10 +78,13 @@ def load(folder: Path) -> FrozenTokenizer:
     return FrozenTokenizer(network)
 
 
-def save(folder: Path, network: nn.Module, card: dict[str, Any]) -> None:
-    """Leaves the network as a tokenizer folder; the card comes last."""
+def save(
+    folder: Path, kind: str, network: nn.Module, arguments: dict[str, Any], source: str
+) -> None:
+    """Leaves the network, of a kind that `build` knows, as a tokenizer folder; the card is last."""
     state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
     save_file(state, folder / "tokenizer.safetensors")
+    card = {"type": kind, "network": arguments, "source": source}
     (folder / "tokenizer.json").write_text(json.dumps(card, indent=2) + "\n")
 
 

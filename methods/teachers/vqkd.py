@@ -124,6 +124,9 @@ class ReleasedVqkd(Tokenizer):
     """
 
     version: ClassVar[int] = 1
+    fetch: ClassVar[str] = (
+        "the VQ-KD tokenizer of BEiT v2 (decoder of 3 layers, CLIP; see unilm's beit2/TOKENIZER.md)"
+    )
 
     weights: str = "vqkd/vqkd_encoder_base_decoder_3x768x12_clip.pth"
     sha256: str = ""

@@ -11,12 +11,11 @@ from torch import Tensor, nn
 
 from methods.errors import StageError
 from methods.teachers.archive import BROKEN, find_weights, read_weights
+from methods.teachers.tokenizer import save
 
 if TYPE_CHECKING:
     from methods.engine.work import Work
     from methods.teachers.vqkd import ReleasedVqkd
-
-FETCH = "the VQ-KD tokenizer of BEiT v2 (decoder of 3 layers, CLIP; see unilm's beit2/TOKENIZER.md)"
 
 
 class Embedding(nn.Module):
@@ -163,18 +162,11 @@ class VqkdNetwork(nn.Module):
             return self.quantize.assign(tokens)
 
 
-def card_of(network: dict[str, Any], source: str) -> dict[str, Any]:
-    """The tokenizer.json of a VQ-KD tokenizer."""
-    return {"type": "vqkd", "network": network, "source": source}
-
-
 def convert(task: ReleasedVqkd, work: Work) -> dict[str, float]:
     """Rank 0 reads the official file and writes the tokenizer folder; no metrics."""
-    from methods.teachers.tokenizer import save
-
     if work.layout.rank != 0:
         return {}
-    path = find_weights(work.data, task.weights, FETCH, task.sha256)
+    path = find_weights(work.data, task)
     state = official_state(read_weights(path))
     try:
         arguments = network_of(state, task.heads)
@@ -185,7 +177,7 @@ def convert(task: ReleasedVqkd, work: Work) -> dict[str, float]:
     length = network.quantize.embedding.weight.norm(dim=-1)
     if not bool(((length - 1).abs() < 1e-2).all()):
         raise StageError("weights", f"{path}: the codebook's rows are not of unit length")
-    save(work.folder, network, card_of(arguments, task.weights))
+    save(work.folder, "vqkd", network, arguments, task.weights)
     return {}
 
 

@@ -20,7 +20,7 @@ from methods.errors import StageError
 from methods.parts.augment import EvaluationTransform
 from methods.teachers.folder import load_teacher
 from methods.teachers.tokenizer import save, usage_strip
-from methods.teachers.vqkd_network import VqkdNetwork, card_of
+from methods.teachers.vqkd_network import VqkdNetwork
 
 if TYPE_CHECKING:
     from methods.data.imagefolder import ImageFolder
@@ -47,7 +47,7 @@ def train(task: VqkdTraining, work: Work) -> dict[str, float]:
     check_usage(metrics["usage"], task.codes, task.minimum_usage)
     if work.layout.rank == 0:
         arguments = task.network(teacher.widths["projected"])
-        save(work.folder, network, card_of(arguments, "trained here"))
+        save(work.folder, "vqkd", network, arguments, "trained here")
     draw(work, lambda: [usage_strip(counts)])
     return metrics
 

@@ -68,7 +68,7 @@ def frozen_folders(root: Path) -> dict[str, Path]:
     from methods.teachers.clip_network import build_clip, save_clip
     from methods.teachers.tokenizer import save
     from methods.teachers.vqkd import VqkdTraining
-    from methods.teachers.vqkd_network import VqkdNetwork, card_of
+    from methods.teachers.vqkd_network import VqkdNetwork
 
     torch.manual_seed(0)
     folders = {role: root / role for role in ("clip", "vqkd", "dalle", "mae")}
@@ -91,7 +91,7 @@ def frozen_folders(root: Path) -> dict[str, Path]:
     network = task.network(24)
     # Any tokenizer with this grid stands for DALL-E's.
     for role in ("vqkd", "dalle"):
-        save(folders[role], VqkdNetwork(**network), card_of(network, "a test"))
+        save(folders[role], "vqkd", VqkdNetwork(**network), network, "a test")
     write_encoder(ViT(**VIT).build().model.state_dict(), ViT(**VIT), "imagenet", folders["mae"])
     return folders
 
