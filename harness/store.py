@@ -19,6 +19,7 @@ from methods.engine.work import ALARMS
 from methods.errors import InputError, StageError
 from methods.values import from_plain, refuse_deep, to_plain
 
+LARGEST_METRIC = 1e100
 RESULTS = ("metrics.jsonl", "encoder.safetensors", "encoder.json", "pictures", ALARMS)
 
 
@@ -40,9 +41,16 @@ class Outcome:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        # Sums, squares and dates of them are numbers and dates, too.
         for name in ("seconds", "images", "images_per_second", "gflops"):
-            if isinstance(self.cost.get(name, 0), str):
-                raise ValueError(f"cost.{name}: expected a number, not {self.cost[name]!r}")
+            value = self.cost.get(name, 0)
+            if isinstance(value, str) or abs(value) > 1e18:
+                raise ValueError(f"cost.{name}: expected a number up to 1e18, not {value!r}")
+        for name, value in self.metrics.items():
+            if not abs(value) <= LARGEST_METRIC:
+                raise ValueError(f"metrics.{name}: {value!r} is too large")
+        if not 0 <= self.finished < 1e11:
+            raise ValueError(f"finished: expected seconds since 1970, not {self.finished!r}")
 
     @property
     def done(self) -> bool:
@@ -195,10 +203,10 @@ class Store:
         write_json(folder / f"{name}.json", records)
 
     def attempts(self, folder: Path) -> list[dict[str, Any]]:
-        """The job.json of every attempt, the oldest first."""
+        """The job.json of every attempt, the oldest first; `attempt` is its folder's name."""
         paths = sorted((folder / "attempts").glob("*/job.json"))
-        found = [read_table(path) for path in paths]
-        return [each for each in found if each is not None]
+        found = [(read_table(path), path.parent.name) for path in paths]
+        return [{**each, "attempt": name} for each, name in found if each is not None]
 
     def begin_attempt(self, folder: Path, job: Mapping[str, Any]) -> str:
         """Opens attempts/<id>/ with its job.json; an old outcome moves to its own attempt."""

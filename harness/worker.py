@@ -17,7 +17,7 @@ from typing import Any
 from harness import provenance
 from harness.ownership import Ownership
 from harness.stage import task_from_record
-from harness.store import Outcome, Store, read_table
+from harness.store import LARGEST_METRIC, Outcome, Store, read_table
 from methods.engine.coroutines import Coroutine, interleave
 from methods.engine.work import Layout, Work, never, read_alarms
 from methods.errors import DISK_ERRORS, InputError, StageError
@@ -250,7 +250,11 @@ def _needs(store: Store, record: dict[str, Any]) -> dict[str, Path]:
 def _attempt(run: Callable[[], dict[str, float]]) -> dict[str, Any]:
     """{"metrics": ...} of a stage that is done, or the "reason" and "message" of its failure."""
     try:
-        return {"metrics": run()}
+        metrics = run()
+        for name, value in metrics.items():
+            if not abs(value) <= LARGEST_METRIC:
+                raise StageError("nan", f"{name} is {value} at the end")
+        return {"metrics": metrics}
     except StageError as error:
         return {"reason": error.reason, "message": str(error)}
     except InputError as error:

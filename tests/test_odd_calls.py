@@ -18,6 +18,7 @@ from harness.report.source import StoreSource
 from harness.run import about_stage
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
+from harness.worker import _attempt
 from methods.errors import InputError
 
 LONG = "a" * 300
@@ -238,3 +239,40 @@ def test_a_disk_that_is_full_while_mlflow_s_file_is_made(tmp_path: Path) -> None
     )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("finished", {"finished": 1e18}),
+        ("finished", {"finished": -1.0}),
+        ("cost.seconds", {"cost": {"seconds": 1e308}}),
+        ("cost.images", {"cost": {"images": 10**30}}),
+        ("metrics.top1", {"metrics": {"top1": -1e300}}),
+    ],
+)
+def test_an_outcome_that_cannot_be_told(field: str, change: Any, planned: Store) -> None:
+    """Python has no date of it, or the spread over seeds would overflow."""
+    folder = next(planned.folders())
+    plain = {"status": "done", "metrics": {"top1": 1.0}, **change}
+    (folder / "outcome.json").write_text(json.dumps(plain))
+    with pytest.raises(InputError, match=f"outcome.json: {field}: "):
+        planned.outcome(folder)
+
+
+def test_an_attempt_is_known_by_its_folder(planned: Store, tmp_path: Path, capsys: Any) -> None:
+    folder = next(planned.folders())
+    attempt = planned.begin_attempt(folder, {})
+    (folder / "attempts" / attempt / "job.json").write_text("{}")
+    assert planned.attempts(folder) == [{"attempt": attempt}]
+    (tmp_path / "far.toml").write_text('backend = "slurm"\nslurm_conf = "gone"\n')
+    words = ["--scale", "tiny", "--methods", "mae", "--cluster", tmp_path / "far.toml"]
+    with pytest.raises(SystemExit) as left:
+        cli.main([str(word) for word in ["status", "--store", planned.root, *words]])
+    assert left.value.code == 0 and "gone: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), 1e200])
+def test_a_result_that_is_no_number_is_a_failure(value: float) -> None:
+    ending = _attempt(lambda: {"top1": 3.0, "mIoU": value})
+    assert ending == {"reason": "nan", "message": f"mIoU is {value} at the end"}
