@@ -15,13 +15,12 @@ from evals.finetune import FineTuning
 from methods.data.augment import ToSample
 from methods.data.mixing import draw_mix, erase, mix_images, normalise, soft_targets, to_float
 from methods.data.stream import Stream, evaluation_batches
-from methods.engine.device import autocast
+from methods.engine.device import Micro, autocast
 from methods.engine.distributed import setup
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
 from methods.engine.work import Work
 
-Micro = dict[str, Any]
 HEAD_STD = 0.02
 
 

@@ -16,12 +16,11 @@ from evals.linear import LinearProbe
 from evals.linear_cached import NOTICE, CachedStream, cached_features
 from methods.data.augment import ToSample
 from methods.data.stream import Stream, evaluation_batches
-from methods.engine.device import autocast
+from methods.engine.device import Micro, autocast
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.work import Work
 
-Micro = dict[str, Any]
 Frozen = Callable[[Tensor], Tensor]
 """Images uint8 (B,3,H,W) to features float32 (B,D)."""
 

@@ -25,6 +25,7 @@ from evals.segmentation_model import build_segmentor, norm_layer
 from evals.segmentation_pictures import strips
 from evals.segmentation_scales import ScaledSample, averaged
 from methods.data.stream import Stream, Transform, evaluation_batches, split_batch
+from methods.engine.device import Micro
 from methods.engine.distributed import all_reduce, setup
 from methods.engine.loop import fit
 from methods.engine.optim import parameter_groups
@@ -32,7 +33,6 @@ from methods.engine.pictures import draw
 from methods.engine.work import Layout, Work
 from methods.errors import StageError
 
-Micro = dict[str, Any]
 LOGGED = {
     "decode_loss": "decode.loss_ce",
     "auxiliary_loss": "aux.loss_ce",

@@ -8,9 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from harness.backends import BackendRefused, BackendUnavailable
 from methods.errors import DISK_ERRORS, InputError, StageError, one_line
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 EPILOG = "KEY is a stage folder's name or the beginning of its key, as `harness status` shows them."
 
@@ -67,7 +70,7 @@ def _data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", type=Path, help=told)
 
 
-def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _run(commands: Commands) -> None:
     run = commands.add_parser("run", help="run what a study still lacks")
     _rows(run)
     _store(run)
@@ -88,7 +91,7 @@ def _run(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     flags.add_argument("--sbatch", action="append", default=[], metavar="KEY=VALUE")
 
 
-def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _status(commands: Commands) -> None:
     status = commands.add_parser("status", help="every stage of a study, and why it failed")
     _rows(status)
     _store(status)
@@ -96,7 +99,7 @@ def _status(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     status.add_argument("--watch", action="store_true", help="show it until nothing runs")
 
 
-def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _stage_commands(commands: Commands) -> None:
     for name, told in (("logs", "print a stage's log"), ("why", "say why a stage failed")):
         command = commands.add_parser(name, help=told)
         command.add_argument("key", metavar="KEY")
@@ -119,7 +122,7 @@ def _stage_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser
     shown.add_argument("--schedule", default="", help="of the methods that have it")
 
 
-def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _doctor(commands: Commands) -> None:
     doctor = commands.add_parser("doctor", help="whether stages could run here, and what is amiss")
     doctor.add_argument("--scale", default="mini", help="whose data sets and weights to look for")
     _store(doctor)
@@ -131,7 +134,7 @@ def _doctor(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     doctor.add_argument("--wait", type=float, default=900.0, metavar="SECONDS", help="for that job")
 
 
-def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _bench(commands: Commands) -> None:
     bench = commands.add_parser("bench", help="what a training step costs, part by part")
     bench.add_argument("--methods", help="comma-separated; vqkd for the tokenizer's training")
     bench.add_argument("--evals", help="comma-separated: linear,finetune,segmentation")
@@ -158,7 +161,7 @@ def _bench(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> Non
     bench.add_argument("--out", type=Path, metavar="DIR", help="also keep the rows there")
 
 
-def _released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _released(commands: Commands) -> None:
     into = commands.add_parser("import", help="a released checkpoint as a finished stage")
     into.add_argument("file", type=Path, metavar="FILE")
     into.add_argument("--method", required=True)
@@ -173,7 +176,7 @@ def _released(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     _store(out)
 
 
-def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _report(commands: Commands) -> None:
     report = commands.add_parser("report", help="the tables of a study")
     _study(report)
     _store(report)
@@ -183,7 +186,7 @@ def _report(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     report.add_argument("--out", type=Path, metavar="DIR", help="write files instead of printing")
 
 
-def _tracking(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def _tracking(commands: Commands) -> None:
     sync = commands.add_parser("sync", help="bring MLflow level with the store")
     _study(sync, default=None)
     _store(sync)

@@ -29,10 +29,16 @@ def estimated_hours(stage: Stage, wants: Resources, folder: Path = BENCH) -> flo
         return None
     task = getattr(stage.task, "method", stage.task)
     seen = task.optimisation.steps(stage.task.data.images("train")) * task.optimisation.batch
+    rate = projected_rate(step, task.optimisation.batch, wants)
+    return float(seen / rate / 3600 * wants.nodes * wants.gpus)
+
+
+def projected_rate(step: Step, batch: int, wants: Resources) -> float:
+    """Images a second that all GPUs of the profile take at best, of a global batch."""
     gpus = wants.nodes * wants.gpus
-    share = max(1, task.optimisation.batch // gpus)
+    share = max(1, batch // gpus)
     found = project(step, GPUS[wants.gpu], min(share, wants.device_batch or share), gpus)
-    return float(seen / found["images_per_second"] / 3600 * gpus)
+    return float(found["images_per_second"])
 
 
 def counted(stage: Stage, folder: Path = BENCH) -> Step | None:

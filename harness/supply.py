@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.bench.projection import GPUS, project
+from harness.bench.projection import GPUS
 from harness.cluster import Cluster, Resources
-from harness.estimate import counted, rows
+from harness.estimate import counted, projected_rate, rows
 from harness.plan import make_plan
 from harness.stage import Stage
 from harness.study import Scale, load_study
@@ -53,10 +53,7 @@ def judged(stage: Stage, wants: Resources, folder: Path) -> Finding | None:
     if rate is None:
         return Finding("warning", what, f"no core's rate is known in {folder}; {LOADING}")
     optimisation = getattr(stage.task, "method", stage.task).optimisation
-    gpus = wants.nodes * wants.gpus
-    share = max(1, optimisation.batch // gpus)
-    batch = min(share, wants.device_batch or share)
-    demand = project(step, GPUS[wants.gpu], batch, gpus)["images_per_second"] / gpus
+    demand = projected_rate(step, optimisation.batch, wants) / (wants.nodes * wants.gpus)
     processes = loaders(wants)
     told = (
         f"one {wants.gpu} takes at most {demand:,.0f} images a second, {processes} loader "

@@ -13,11 +13,10 @@ from torch import nn
 
 from methods.data.augment import ToSample
 from methods.data.stream import Stream
+from methods.engine.device import Micro
 from methods.engine.work import Layout
 from methods.parts.masking import Masking
 from methods.pretrain import Pretraining
-
-Micro = dict[str, Any]
 
 
 class Together:
