@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from harness.study import REFERENCE_EVALS, Scale, Study, StudyRow, evaluations
 from methods.errors import InputError
 from methods.pretrain import ImportedEncoder, Pretraining
 from methods.teachers import PretrainedEncoder
-from methods.values import by_type, did_you_mean, inputs_of, refuse_deep, to_plain, with_fields
+from methods.values import by_type, did_you_mean, inputs_of, to_plain, with_fields
 
 FROZEN = ("teacher", "tokenizer")
 SET_KINDS = ("pretrain", *FROZEN, *EVALUATIONS)
@@ -307,21 +307,3 @@ def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         elif kind == "pretrain":
             found[f"method.{path}"] = plain
     return found
-
-
-def parse_changes(words: Sequence[str]) -> dict[str, Any]:
-    """`path=value` of --set, the value read as TOML where it is TOML and as a string elsewhere."""
-    import tomllib
-
-    changes = {}
-    for word in words:
-        path, equals, text = word.partition("=")
-        if not equals or not path or any(not part for part in path.split(".")):
-            raise InputError(f"--set {word}: expected path=value, as in decoder.depth=2")
-        try:
-            table = tomllib.loads(f"value = {text}")
-        except (ValueError, RecursionError):
-            table = {"value": text}
-        refuse_deep(table, f"--set {path}")
-        changes[path] = table["value"] if len(table) == 1 else text
-    return changes

@@ -10,7 +10,8 @@ from typing import cast
 
 import methods
 from harness.launch import provenance_of
-from harness.plan import Plan, make_plan, parse_changes
+from harness.plan import Plan, make_plan
+from harness.request import parse_changes
 from harness.run import about_stage, decide, open_attempt
 from harness.store import Store
 from harness.study import Study, StudyRow, load_scale

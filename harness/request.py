@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from operator import itemgetter
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 from harness.backends import Backend, BackendUnavailable, JobState
 from harness.backends.local import LocalBackend
 from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
-from harness.plan import Plan, make_plan, parse_changes
+from harness.plan import Plan, make_plan
 from harness.run import live_jobs
 from harness.store import Store, read_table
 from harness.study import Study, load_scale, load_study
 from methods.errors import InputError
-from methods.values import from_plain, to_plain
+from methods.values import from_plain, refuse_deep, to_plain
 
 # Options that say themselves which rows are meant.
 NARROWING = ("methods", "evals", "seeds", "changes", "schedule", "weights")
@@ -115,6 +116,22 @@ def _seed(word: str) -> int:
     if not (word.isdecimal() and len(word) < 11):
         raise InputError(f"--seeds: {word!r} is not a whole number")
     return int(word)
+
+
+def parse_changes(words: Sequence[str]) -> dict[str, Any]:
+    """`path=value` of --set, the value read as TOML where it is TOML and as a string elsewhere."""
+    changes = {}
+    for word in words:
+        path, equals, text = word.partition("=")
+        if not equals or not path or any(not part for part in path.split(".")):
+            raise InputError(f"--set {word}: expected path=value, as in decoder.depth=2")
+        try:
+            table = tomllib.loads(f"value = {text}")
+        except (ValueError, RecursionError):
+            table = {"value": text}
+        refuse_deep(table, f"--set {path}")
+        changes[path] = table["value"] if len(table) == 1 else text
+    return changes
 
 
 def asked_cluster(options: argparse.Namespace) -> Cluster:

@@ -26,9 +26,10 @@ from harness.backends.slurm import SlurmBackend
 from harness.cluster import PROFILES, load_cluster
 from harness.liveness import state_of
 from harness.ownership import Ownership
-from harness.plan import make_plan, parse_changes
+from harness.plan import make_plan
 from harness.report.build import as_text, build
 from harness.report.source import StoreSource
+from harness.request import parse_changes
 from harness.run import Decision, failures, live_jobs
 from harness.stage import Stage, stage_record, task_from_record
 from harness.store import Outcome, Store

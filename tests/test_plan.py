@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from harness.plan import Plan, changes_for, make_plan, parse_changes
+from harness.plan import Plan, changes_for, make_plan
+from harness.request import parse_changes
 from harness.stage import Stage, stage_record, task_from_record
 from harness.study import Study, StudyRow, load_scale, load_study, plan_name
 from methods.errors import InputError
