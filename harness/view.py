@@ -123,9 +123,9 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def watching(live: bool | None = None) -> Iterator[Show]:
+def watching() -> Iterator[Show]:
     """A function that shows decisions: a live table on a terminal, else a line at each change."""
-    if not (sys.stdout.isatty() if live is None else live):
+    if not sys.stdout.isatty():
         yield PlainLines()
         return
     from rich.live import Live

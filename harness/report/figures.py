@@ -78,13 +78,10 @@ def along(report: Report) -> Safe | None:
         if len(cells) > 1 and all(None not in cell for cell in values):
             x = tuple(100 * share for share in cells)
             mean = tuple(map(statistics.fmean, values))
-            drawn.append(Curve(row.label, row.place, x, mean, *_reach(values)))
+            low, high = tuple(map(min, values)), tuple(map(max, values))
+            drawn.append(Curve(row.label, row.place, x, mean, low, high))
     title = "Linear probe along the schedule"
     return chart.curves(title, drawn, "per cent of the schedule") if drawn else None
-
-
-def _reach(values: list[list[float]]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return tuple(map(min, values)), tuple(map(max, values))
 
 
 def curves(report: Report, found: list[Row], evals: list[str]) -> list[Safe]:
