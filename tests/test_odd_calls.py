@@ -18,6 +18,8 @@ from harness.report.source import StoreSource
 from harness.run import about_stage
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
+from harness.tracking import server
+from harness.tracking.server import without_secrets
 from harness.worker import _attempt
 from methods.errors import InputError
 
@@ -276,3 +278,39 @@ def test_an_attempt_is_known_by_its_folder(planned: Store, tmp_path: Path, capsy
 def test_a_result_that_is_no_number_is_a_failure(value: float) -> None:
     ending = _attempt(lambda: {"top1": 3.0, "mIoU": value})
     assert ending == {"reason": "nan", "message": f"mIoU is {value} at the end"}
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://me:pl4nted-s3cret@host:5000/x",
+        "http://me:p@pl4nted-s3cret@host:5000",
+        "https://me:p/pl4nted-s3cret@host",
+        "http://me:p'\"pl4nted-s3cret@host",
+        "http://me:p pl4nted-s3cret@host",
+        "http://pl4nted-s3cret@host",
+        "https://host/?token=pl4nted-s3cret&x=1",
+        "https://host/?api_key=pl4nted-s3cret",
+    ],
+)
+def test_no_part_of_a_password_is_told(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"API request to {address}/api failed, user@example.org"
+    if " pl4" not in address:
+        assert "s3cret" not in without_secrets(text)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+    server._secrets.cache_clear()
+    told = without_secrets(text)
+    server._secrets.cache_clear()
+    assert "s3cret" not in told and "host" in told and "user@example.org" in told
+
+
+def test_a_secret_of_the_environment_is_blotted_out_anywhere(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_TOKEN", "pl4nted-s3cret")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "tokenizer")
+    text = "http://127.0.0.1:5000/#/runs of the tokenizer, linear@50, cls_token=4, KEY=x"
+    server._secrets.cache_clear()
+    told = without_secrets("Bearer pl4nted-s3cret!"), without_secrets(text)
+    server._secrets.cache_clear()
+    assert told == ("Bearer ***!", text)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 import re
@@ -26,6 +27,7 @@ PATIENCE = {
 # A connection that is kept goes on with a sqlite file that has been deleted, and tells nobody.
 CONNECTIONS = {"MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool"}
 LOCK_SECONDS = 600.0
+SECRET = re.compile(r"PASSWORD|TOKEN(?!IZERS)|SECRET|API_KEY|ACCESS_KEY")
 VIEW = "results"
 # MLflow opens its pages for language models unless it is told; the columns are the experiment's.
 PAGE = f"workflowType=machine_learning&viewStateShareKey={VIEW}"
@@ -56,11 +58,27 @@ def is_server(uri: str) -> bool:
 
 
 def without_secrets(text: str) -> str:
-    """`text` with user:password@ of addresses and values with a secret's name blotted out."""
+    """`text` with user:password@ of addresses and values with a secret's name blotted out, and
+    wherever they stand the values that variables of the environment have under such names."""
+    for secret in _secrets():
+        text = text.replace(secret, "***")
     # Capitals only, as in environments: "token" is a word of this field (cls_token=...).
     name = r"\b([A-Z0-9_]*(?:PASSWORD|TOKEN|SECRET|API_KEY|ACCESS_KEY)[A-Z0-9_]*|password)"
-    text = re.sub(r"://[^/\s@\"']+@", "://***@", text)
+    # A password may hold an @ or a slash.
+    text = re.sub(r"://(?:[^/\s@]*:\S*|[^/\s@]+)@", "://***@", text)
+    text = re.sub(
+        r"(?i)([?&][^=\s&]*(?:token|secret|password|key)[^=\s&]*=)[^\s&#]+", r"\1***", text
+    )
     return re.sub(name + r"(\s*[=:]\s*)([^\s,;&'\"\\]+)", r"\1\2***", text)
+
+
+@functools.cache
+def _secrets() -> list[str]:
+    """The longest first: one may be part of another. Short ones are words of the language."""
+    address = os.environ.get("MLFLOW_TRACKING_URI", "").partition("://")[2].rpartition("@")[0]
+    named = [value for name, value in os.environ.items() if SECRET.search(name)]
+    found = {each for each in (address, *named) if len(each) >= 8}
+    return sorted(found, key=len, reverse=True)
 
 
 @contextmanager
