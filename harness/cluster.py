@@ -109,8 +109,9 @@ class Resources:
         if not 1 <= self.grace <= 60 * minutes(self.time) - 60:
             raise ValueError(f"grace must lie between 1 s and the time limit - 60 s: {self.grace}")
         for key, value in self.sbatch.items():
-            if key.replace("_", "-") in RESERVED:
-                raise ValueError(f"sbatch.{key} is taken: {RESERVED[key.replace('_', '-')]}")
+            name = key.replace("_", "-")  # sbatch takes the beginning of a name for it, too
+            if taken := [each for each in RESERVED if name and each.startswith(name)]:
+                raise ValueError(f"sbatch.{key} is taken: {RESERVED[taken[0]]}")
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", key):
                 raise ValueError(f"sbatch.{key!r} is not the name of an option")
             if not isinstance(value, (str, int)):

@@ -119,6 +119,8 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("[resources.knn]\nnode = 2", "resources.knn.node: unknown field (did you mean 'nodes'?)"),
         ("[resources.knn]\nnodes = 0", "resources.knn: nodes must be at least 1"),
         ("[sbatch]\noutput = 'x'", "sbatch.output is taken: logs belong into the stage's folder"),
+        ("[sbatch]\noutpu = 'x'", "sbatch.outpu is taken: logs belong into the stage's folder"),
+        ("[sbatch]\ndep = 'x'", "sbatch.dep is taken: stages are chained by the plan"),
         ("[sbatch]\nno_requeue = true", "sbatch.no_requeue is taken: use max_requeues = 0"),
         ("[environment]\n'A B' = 'x'", "'A B' is not the name of a variable"),
         ("heal = -1", "heal must be 0 or more, not -1"),
