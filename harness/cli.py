@@ -220,11 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(0)
     except OSError as error:
         code = 1 if error.errno in DISK_ERRORS else 2
-        where = error.filename2 or error.filename
+        where = error.filename2 or error.filename or getattr(error, "lock_file", None)
         if code == 2 and where is None:
             raise
         where = where or f"--store {getattr(options, 'store', '.')}, or where the output goes"
-        sys.exit(_told(f"{where}: {error.strerror}", code))
+        sys.exit(_told(f"{where}: {error.strerror or 'another process holds it'}", code))
 
 
 def _open_streams() -> None:

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from harness import cli
+from harness import cli, tracking
 from harness.plan import make_plan
 from harness.report.build import build, write
 from harness.report.source import StoreSource
@@ -20,6 +23,7 @@ from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
 from harness.tracking import server
 from harness.tracking.server import without_secrets
+from harness.tracking.source import MlflowSource
 from harness.worker import _attempt
 from methods.errors import InputError
 
@@ -314,3 +318,40 @@ def test_a_secret_of_the_environment_is_blotted_out_anywhere(
     told = without_secrets("Bearer pl4nted-s3cret!"), without_secrets(text)
     server._secrets.cache_clear()
     assert told == ("Bearer ***!", text)
+
+
+def test_a_lock_that_another_process_holds(
+    planned: Store, monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    file = planned.root / "lock"
+    monkeypatch.setattr(Store, "lock", lambda self: FileLock(self.root / "lock", timeout=0.1))
+    words = ("run", "--scale", "tiny", "--methods", "mae", "--evals", "linear")
+    with FileLock(file):
+        said = told(capsys, *words, "--store", planned.root, "--data", tmp_path / "data")
+    assert f"{file}: another process holds it" in said
+
+
+def test_a_damaged_file_of_mlflow(planned: Store, capsys: Any) -> None:
+    path = planned.root / "mlflow.db"
+    path.write_bytes(b"no database" * 1000)
+    for words in (["sync"], ["ui", "--port", "0"], ["report", "--source", "mlflow"]):
+        said = told(capsys, *words, "--store", planned.root)
+        assert f"{path}: no database of MLflow's (file is not a database); remove it" in said
+
+
+def test_a_server_that_leaves_in_the_midst_of_a_report(planned: Store) -> None:
+    """Of its database the table of the curves is gone; its tags are not what we wrote."""
+    folder, uri = next(planned.folders()), f"sqlite:///{planned.root / 'mlflow.db'}"
+    planned.finish(folder, Outcome("done", {"loss": 1.0}))
+    (folder / "metrics.jsonl").write_text('{"step": 1, "time": 1.5, "loss": 2.0}\n')
+    assert not tracking.sync(planned, uri).error
+    source, key = MlflowSource(uri), folder.name.rpartition("-")[2]
+    source.plan("comparison")
+    assert source.history(key) and source.outcome(key)["state"] == "done"
+    with closing(sqlite3.connect(planned.root / "mlflow.db")) as database, database:
+        database.execute("alter table metrics rename column step to gone")
+        database.execute("update tags set value = 'x' where key = 'mlflow.harness.outcome'")
+    with pytest.raises(InputError, match=f"MLflow at {uri}: .*no such column"):
+        source.history(key)
+    source.plan("comparison")
+    assert source.outcome(key) == {"state": "missing"}

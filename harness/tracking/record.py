@@ -97,10 +97,10 @@ def long_tag(name: str, value: Any) -> dict[str, str]:
 
 def read_long_tag(name: str, tags: Mapping[str, str]) -> Any:
     """What `long_tag` wrote, or None."""
-    count = int(tags.get(f"{HIDDEN}{name}", 0))
-    text = "".join(tags.get(f"{HIDDEN}{name}.{number}", "") for number in range(count))
     try:
-        return json.loads(text)
+        count = int(tags.get(f"{HIDDEN}{name}", 0))
+        pieces = [tags.get(f"{HIDDEN}{name}.{number}", "") for number in range(count)]
+        return json.loads("".join(pieces))
     except ValueError:
         return None
 

@@ -123,8 +123,12 @@ def connect(uri: str) -> Any:
 
 
 def _make_tables(uri: str) -> None:
-    """An MlflowClient makes them once in a process, and the file may have been lost since."""
+    """An MlflowClient makes them once in a process, and the file may have been lost since.
+
+    Raises InputError for a damaged file.
+    """
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy.exc import DatabaseError
 
     path = sqlite_file(uri).resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,7 +140,13 @@ def _make_tables(uri: str) -> None:
             each.unlink(missing_ok=True)
         SqlAlchemyStore(f"{SQLITE}{aside}", artifacts).engine.dispose()
         aside.replace(path)
-    SqlAlchemyStore(uri, artifacts)
+    try:
+        SqlAlchemyStore(uri, artifacts)
+    except DatabaseError as error:
+        if type(error) is not DatabaseError:  # locked, or the disk is full
+            raise
+        hint = "remove it, and `harness sync` writes it anew"
+        raise InputError(f"{path}: no database of MLflow's ({error.orig}); {hint}") from None
 
 
 def sqlite_file(uri: str) -> Path:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -42,13 +43,20 @@ class MlflowSource:
 
     def plan(self, study: str, scale: str | None = None) -> dict[str, Any]:
         """The study's plan, put together from its rows' runs."""
-        try:
+        with self._asking():
             return self._plan(study, scale)
+
+    @contextmanager
+    def _asking(self) -> Iterator[None]:
+        """A server may leave, or its database be damaged, in the midst of a report."""
+        try:
+            yield
         except InputError:
             raise
         except Exception as error:
-            what = without_secrets(str(error)).splitlines()[0][:200]
-            raise InputError(f"MLflow at {without_secrets(self.uri)}: {what}") from None
+            what = " ".join(without_secrets(str(error)).splitlines()[:1])[:200]
+            told = what or type(error).__name__
+            raise InputError(f"MLflow at {without_secrets(self.uri)}: {told}") from None
 
     def _plan(self, study: str, scale: str | None) -> dict[str, Any]:
         every = pages(self.client.search_experiments, filter_string=OURS)
@@ -93,10 +101,11 @@ class MlflowSource:
         lines: dict[tuple[int, int], dict[str, Any]] = {}
         if run is None:
             return []
-        for name in filter(is_curve, run.data.metrics):
-            for each in self.client.get_metric_history(run.info.run_id, name):
-                about = {"step": each.step, "time": each.timestamp / 1000}
-                lines.setdefault((each.step, each.timestamp), about)[name] = each.value
+        with self._asking():
+            for name in filter(is_curve, run.data.metrics):
+                for each in self.client.get_metric_history(run.info.run_id, name):
+                    about = {"step": each.step, "time": each.timestamp / 1000}
+                    lines.setdefault((each.step, each.timestamp), about)[name] = each.value
         return [lines[when] for when in sorted(lines)]
 
     def pictures(self, key: str) -> dict[str, bytes]:
@@ -105,9 +114,8 @@ class MlflowSource:
         found: dict[str, bytes] = {}
         if run is None:
             return found
-        names = self.client.list_artifacts(run.info.run_id, "pictures")
-        with tempfile.TemporaryDirectory() as folder:
-            for each in names:
+        with self._asking(), tempfile.TemporaryDirectory() as folder:
+            for each in self.client.list_artifacts(run.info.run_id, "pictures"):
                 path = Path(self.client.download_artifacts(run.info.run_id, each.path, folder))
                 found[path.stem] = path.read_bytes()
         return found
