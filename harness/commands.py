@@ -12,6 +12,7 @@ from harness.launch import told, watch
 from harness.request import backend_of, known_jobs, shown_cluster, shown_plan
 from harness.run import decide, live_jobs, retry_keys
 from harness.spent import spent
+from harness.stale import stale
 from harness.store import Store
 from harness.study import load_scale
 from harness.view import line, log_of, table
@@ -31,7 +32,7 @@ def status_command(options: argparse.Namespace) -> int:
         Console().print(table(decisions))
     else:
         print("\n".join(line(decision) for decision in decisions.values()))
-    for text in spent(decisions.values()):
+    for text in (*spent(decisions.values()), *stale(decisions.values())):
         print(text)
     told(decisions)
     return 0
