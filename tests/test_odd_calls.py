@@ -223,7 +223,8 @@ def test_a_command_to_paste_is_ours(command: list[str], planned: Store) -> None:
 
 
 FULL = """
-import resource, signal, sys
+import os, resource, signal, sys
+os.umask(0o002)
 from harness.tracking.server import connect
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, resource.RLIM_INFINITY))
@@ -244,7 +245,8 @@ def test_a_disk_that_is_full_while_mlflow_s_file_is_made(tmp_path: Path) -> None
         call, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["mlflow.db"]
+    (path,) = tmp_path.iterdir()
+    assert path.name == "mlflow.db" and path.stat().st_mode & 0o777 == 0o664
 
 
 @pytest.mark.parametrize(
@@ -355,3 +357,10 @@ def test_a_server_that_leaves_in_the_midst_of_a_report(planned: Store) -> None:
         source.history(key)
     source.plan("comparison")
     assert source.outcome(key) == {"state": "missing"}
+
+
+def test_whoever_may_read_a_store_may_read_all_of_it(comparison: Path) -> None:
+    files = [path for path in (comparison / "runs").rglob("*") if path.is_file()]
+    (comparison / "one").touch()
+    mode = (comparison / "one").stat().st_mode & 0o044
+    assert [path for path in files if path.stat().st_mode & 0o044 != mode] == []

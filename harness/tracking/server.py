@@ -138,6 +138,7 @@ def _make_tables(uri: str) -> None:
         aside = path.with_name(f".{path.name}.new")
         for each in (aside, Path(f"{aside}-journal")):
             each.unlink(missing_ok=True)
+        aside.touch()  # sqlite would let nobody else of a group write
         SqlAlchemyStore(f"{SQLITE}{aside}", artifacts).engine.dispose()
         aside.replace(path)
     try:

@@ -21,6 +21,8 @@ from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor
 
 from methods.errors import StageError
@@ -221,3 +223,18 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write a safetensors file, with the user's umask: of itself the library shuts others out.
+
+    Raises StageError("disk").
+    """
+    try:
+        path.unlink(missing_ok=True)
+        path.touch()
+        mode = path.stat().st_mode
+        save_file(tensors, path)
+        path.chmod(mode)
+    except (OSError, SafetensorError) as error:
+        raise StageError("disk", f"{path}: cannot be written: {error}") from error

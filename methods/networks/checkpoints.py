@@ -12,11 +12,11 @@ from pathlib import Path
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed, resize_rel_pos_bias_table
 from torch import Tensor
 
-from methods.engine.checkpoint import replacing
+from methods.engine.checkpoint import replacing, save_tensors
 from methods.errors import StageError
 from methods.networks.export import write_encoder
 from methods.networks.swin_names import from_released, to_mmpretrain
@@ -222,7 +222,7 @@ def export_encoder(folder: Path, path: Path, format: str) -> None:
     try:
         with replacing(path) as aside:
             if path.suffix == ".safetensors":
-                save_file(state, aside)
+                save_tensors(state, aside)
             else:
                 torch.save({"state_dict": state}, aside)
     except (OSError, RuntimeError) as error:

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 
-from methods.engine.checkpoint import replacing
+from methods.engine.checkpoint import replacing, save_tensors
 from methods.errors import StageError
 from methods.parts.augment import mean_std
 from methods.parts.encoder import Encoder
@@ -36,7 +35,7 @@ def write_encoder(
     }
     try:
         with replacing(folder / "encoder.safetensors") as aside:
-            save_file(weights, aside)
+            save_tensors(weights, aside)
             _flush(aside)
         with replacing(folder / "encoder.json") as aside:
             aside.write_text(json.dumps(about, indent=2) + "\n")

@@ -11,10 +11,10 @@ import open_clip
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from methods.engine.attention import attend
+from methods.engine.checkpoint import save_tensors
 from methods.errors import StageError
 from methods.parts.augment import mean_std
 from methods.teachers.archive import BROKEN
@@ -156,6 +156,6 @@ def build_clip(model: dict[str, Any]) -> open_clip.CLIP:
 def save_clip(folder: Path, state: dict[str, Tensor], model: dict[str, Any], source: str) -> None:
     """Leaves `state` (the names of open_clip.CLIP) as a teacher folder; the card comes last."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / "clip.safetensors")
+    save_tensors(tensors, folder / "clip.safetensors")
     card = {"model": model, "mean": CLIP_MEAN, "std": CLIP_STD, "source": source}
     (folder / "clip.json").write_text(json.dumps(card, indent=2) + "\n")

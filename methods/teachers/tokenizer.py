@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from methods.engine.checkpoint import save_tensors
 from methods.engine.pictures import Strip, heat
 from methods.errors import StageError
 from methods.teachers.archive import BROKEN
@@ -83,7 +84,7 @@ def save(
 ) -> None:
     """Leaves the network, of a kind that `build` knows, as a tokenizer folder; the card is last."""
     state = {n: t.detach().cpu().contiguous() for n, t in network.state_dict().items()}
-    save_file(state, folder / "tokenizer.safetensors")
+    save_tensors(state, folder / "tokenizer.safetensors")
     card = {"type": kind, "network": arguments, "source": source}
     (folder / "tokenizer.json").write_text(json.dumps(card, indent=2) + "\n")
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from methods.engine import checkpoint
 from methods.errors import StageError
@@ -158,3 +159,21 @@ def test_replacing(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "1"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o002, 0o664), (0o022, 0o644), (0o077, 0o600)])
+def test_who_may_read_a_file_of_tensors(umask: int, mode: int, tmp_path: Path) -> None:
+    path, before = tmp_path / "one.safetensors", os.umask(umask)
+    try:
+        for _ in range(2):
+            checkpoint.save_tensors({"a": torch.ones(3)}, path)
+            assert path.stat().st_mode & 0o777 == mode
+    finally:
+        os.umask(before)
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+
+
+def test_a_full_disk_under_a_file_of_tensors(tmp_path: Path) -> None:
+    with largest_file(100_000), pytest.raises(StageError, match="one.safetensors") as raised:
+        checkpoint.save_tensors({"a": torch.ones(1_000_000)}, tmp_path / "one.safetensors")
+    assert raised.value.reason == "disk"
