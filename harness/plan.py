@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -276,6 +277,8 @@ def imported_encoder(row: StudyRow, method: Any, where: str) -> ImportedEncoder:
 
     word, _, sha256 = row.weights.partition(":")
     path = ""
+    if word == "sha256" and not re.fullmatch("[0-9a-f]{64}", sha256):
+        raise InputError(f"{where}: weights: {row.weights[:80]!r} has not 64 hexadecimal digits")
     if word != "sha256":
         path = str(Path(row.weights).absolute())
         try:

@@ -45,6 +45,8 @@ def told(capsys: Any, *words: object) -> str:
         (("--methods", "mae,mae"), "--methods: rows has mae '' twice"),
         (("--study", "milan", "--methods", ","), "--methods: methods or rows must name"),
         (("--schedule", "../x"), "--schedule: "),
+        (("--weights", "mae=sha256:"), "row mae: weights: 'sha256:' has not 64 hexadecimal digits"),
+        (("--weights", f"mae=sha256:{LONG}"), "row mae: weights: 'sha256:aaa"),
         (("--study", LONG), f"{LONG}.toml"),
         (("--scale", LONG), f"{LONG}.toml"),
         (("--cluster", LONG), f"{LONG}.toml"),

@@ -136,8 +136,7 @@ def open_folder(folder: Path, expected: int, classes: tuple[str, ...]) -> ImageF
     """
     try:
         listing = scan(folder)
-        beside = folder.with_name(f"{folder.name}.captions.json")
-        captions = json.loads(beside.read_text()) if beside.exists() else None
+        captions = _captions(folder.with_name(f"{folder.name}.captions.json"))
         images = ImageFolder(folder, listing, captions, keep=True)
     except (OSError, ValueError, KeyError) as error:
         raise StageError("data", f"{folder} is missing or damaged: {error}") from error
@@ -148,6 +147,18 @@ def open_folder(folder: Path, expected: int, classes: tuple[str, ...]) -> ImageF
             f"{expected} in {len(classes)}: remove the folder to have it made again",
         )
     return images
+
+
+def _captions(path: Path) -> dict[str, str] | None:
+    if not path.exists():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise StageError("data", f"{path} cannot be read: {error}") from None
+    if not isinstance(found, dict) or not all(isinstance(text, str) for text in found.values()):
+        raise StageError("data", f"{path}: expected a table of images and their captions")
+    return found
 
 
 def synsets() -> tuple[str, ...]:

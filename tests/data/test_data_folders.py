@@ -215,3 +215,11 @@ def test_a_mask_that_claims_to_be_vast(tmp_path: Path) -> None:
 def test_a_damaged_listing_is_made_again(content: str, folder: Path) -> None:
     (folder.parent / ".set.listing.json").write_text(content)
     assert scan_cached(folder) == scan(folder)
+
+
+@pytest.mark.parametrize("content", ["[]", '{"a/3.jpg": 3}', "{", "null", "[" * 10**5, "\udcff"])
+def test_damaged_captions_are_named(content: str, folder: Path) -> None:
+    path = folder.parent / "set.captions.json"
+    path.write_text(content, errors="surrogateescape")
+    with pytest.raises(StageError, match="set.captions.json"):
+        imagefolder.open_folder(folder, 3, ("a", "b"))
