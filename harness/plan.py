@@ -208,7 +208,7 @@ class _Builder:
         data = self.scale.segmentation_data if kind == "segmentation" else self.scale.data
         task = cls(encoder=encoder, data=data, seed=seed)
         task = with_fields(task, published.get(kind, {}), f"{where}, published {kind} protocol")
-        return with_fields(self.scaled(kind, task), changes_for(kind, changed), where)
+        return with_fields(self.scaled(kind, task), changes_for(kind, changed), f"{where}.{kind}")
 
     def scaled(self, kind: str, task: Any) -> Any:
         """The task with the scale over it; tasks that differ in the seed alone are scaled once."""
@@ -239,7 +239,7 @@ class _Builder:
             told = " is taught by ".join((*self.above, role))
             raise InputError(f"scale {self.scale.name}, {kind}s.{role}: {told}")
         task = _with_threads(known[role], self.scale.threads)
-        task = with_fields(task, changes_for(kind, changed), where)
+        task = with_fields(task, changes_for(kind, changed), f"{where}.{kind}")
         self.above.append(role)
         if isinstance(task, PretrainedEncoder):
             stage = self.pretrained(role, task, changed)

@@ -51,6 +51,9 @@ class Stage:
             raise InputError(
                 f"a stage cannot be called {self.label!r}: letters, digits, blanks, - . _ + @"
             )
+        if getattr(self.task, "threads", 0) < 0:
+            told = f"must be 0 (torch decides) or more, not {self.task.threads}"
+            raise InputError(f"{self.label}: {self.kind}.threads: {told}")
         if len(self.label.encode()) > 200:
             raise InputError(f"a stage cannot be called {self.label[:20]!r}...: 200 bytes at most")
 
