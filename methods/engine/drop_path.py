@@ -65,6 +65,6 @@ def residual(drop: nn.Module, tokens: Tensor, branch: Callable[[Tensor], Tensor]
     if kept.all():
         return tokens + branch(tokens) / (1 - rate)
     rows = kept.nonzero().flatten().to(tokens.device, non_blocking=True)
-    change = branch(tokens[rows])
+    change = branch(tokens.index_select(0, rows))
     dtype = torch.promote_types(tokens.dtype, change.dtype)
     return tokens.to(dtype).index_add(0, rows, change.to(dtype), alpha=1 / (1 - rate))
