@@ -4,6 +4,7 @@ would have other keys.
 
 from __future__ import annotations
 
+import re
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -30,8 +31,9 @@ def stale(decisions: Iterable[Decision]) -> Iterator[str]:
     """
     made: dict[str, Counter[str]] = {}
     for each in decisions:
-        if each.outcome is not None and each.outcome.done and each.outcome.commit:
-            made.setdefault(each.outcome.commit, Counter())[each.stage.kind] += 1
+        commit = each.outcome.commit if each.outcome is not None and each.outcome.done else ""
+        if re.fullmatch("[0-9a-f]{7,64}", commit):  # it becomes a word of git's command line
+            made.setdefault(commit, Counter())[each.stage.kind] += 1
     for commit, kinds in made.items():
         changed = _changed(commit)
         places = {kind: CODE_OF.get(kind, ()) for kind in kinds}

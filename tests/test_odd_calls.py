@@ -18,7 +18,8 @@ from harness import cli, tracking
 from harness.plan import make_plan
 from harness.report.build import build, write
 from harness.report.source import StoreSource
-from harness.run import about_stage
+from harness.run import Decision, about_stage
+from harness.stale import stale
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study
 from harness.tracking import server
@@ -370,3 +371,20 @@ def test_whoever_may_read_a_store_may_read_all_of_it(comparison: Path) -> None:
     (comparison / "one").touch()
     mode = (comparison / "one").stat().st_mode & 0o044
     assert [path for path in files if path.stat().st_mode & 0o044 != mode] == []
+
+
+@pytest.mark.parametrize("commit", ["\udcff", "a\0", EVIL, "--output=MARK", "HEAD", "x" * 10**6])
+def test_a_commit_that_is_none_is_not_asked_for(
+    commit: str, planned: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (stage,) = (each for each in _stages() if each.kind == "pretrain")
+    outcome = Outcome("done", commit=commit)
+    asked: list[str] = []
+    monkeypatch.setattr("harness.stale._changed", lambda word: asked.append(word) or ["evals/x.py"])
+    assert list(stale([Decision(stage, planned.root, "done", "", outcome=outcome)])) == []
+    assert asked == []
+
+
+def _stages() -> list[Any]:
+    plan = make_plan(load_study("comparison").only(("mae",)), load_scale("tiny"))
+    return list(plan.stages.values())
