@@ -112,6 +112,8 @@ class Resources:
             name = key.replace("_", "-")  # sbatch takes the beginning of a name for it, too
             if taken := [each for each in RESERVED if name and each.startswith(name)]:
                 raise ValueError(f"sbatch.{key} is taken: {RESERVED[taken[0]]}")
+            if own := {**FLAGS, "ntasks": "nodes and tasks"}.get(name):
+                raise ValueError(f"sbatch.{key} is taken: use {own}")
             if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", key):
                 raise ValueError(f"sbatch.{key!r} is not the name of an option")
             if not isinstance(value, (str, int)):

@@ -299,7 +299,8 @@ def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
     """The changes that concern tasks of `kind`.
 
     `finetune.optimisation.epochs` is a field of that stage kind's task; a path that starts with no
-    kind is a field of the method, and so of pretraining.
+    kind is a field of the method, and so of pretraining. Raises InputError for what a row is called
+    by: tables would go on to show the seed and the method that it had.
     """
     found = {}
     for path, plain in changes.items():
@@ -309,4 +310,8 @@ def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
                 found[rest] = plain
         elif kind == "pretrain":
             found[f"method.{path}"] = plain
+    if "seed" in found and kind not in FROZEN:
+        raise InputError(f"{kind}.seed: cannot be set; seeds are the study's (--seeds 0,1,2)")
+    if "method.name" in found:
+        raise InputError("name: cannot be set; a method is named by its file")
     return found

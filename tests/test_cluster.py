@@ -122,6 +122,8 @@ def test_shipped_profiles_are_valid(name: str) -> None:
         ("[sbatch]\noutpu = 'x'", "sbatch.outpu is taken: logs belong into the stage's folder"),
         ("[sbatch]\ndep = 'x'", "sbatch.dep is taken: stages are chained by the plan"),
         ("[sbatch]\nno_requeue = true", "sbatch.no_requeue is taken: use max_requeues = 0"),
+        ("[sbatch]\nnodes = 2", "sbatch.nodes is taken: use nodes"),
+        ("[sbatch]\nmem = '2G'", "sbatch.mem is taken: use memory"),
         ("[environment]\n'A B' = 'x'", "'A B' is not the name of a variable"),
         ("heal = -1", "heal must be 0 or more, not -1"),
         ("nodes = = 2", "not TOML"),

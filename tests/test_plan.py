@@ -63,7 +63,7 @@ def test_a_change_of_the_teacher_reruns_what_it_reaches() -> None:
 
 def test_a_change_of_the_method_is_one_of_pretraining() -> None:
     assert changes_for("pretrain", {"decoder.depth": 2}) == {"method.decoder.depth": 2}
-    assert changes_for("linear", {"linear.seed": 2, "decoder.depth": 2}) == {"seed": 2}
+    assert changes_for("linear", {"linear.holdout": 2, "decoder.depth": 2}) == {"holdout": 2}
 
 
 def test_a_scale_changes_sizes_and_never_a_definition() -> None:
@@ -88,6 +88,8 @@ def test_seeds_are_rows_that_share_the_frozen_networks() -> None:
     ("change", "told"),
     [
         ("decoder.dept=2", "unknown field (did you mean 'depth'?)"),
+        ("linear.seed=2", "linear.seed: cannot be set; seeds are the study's (--seeds 0,1,2)"),
+        ("name='x'", "name: cannot be set; a method is named by its file"),
         ("encoder.width=-1", "width"),
         ("encoder.heads=5", "heads"),
         ("objectives.0.loss.type=Cosin", "Cosine"),
