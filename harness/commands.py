@@ -9,8 +9,8 @@ from typing import Any
 from harness.cluster import load_cluster
 from harness.launch import run_command as run_command
 from harness.launch import told, watch
+from harness.reconcile import decide, live_jobs, retry_keys
 from harness.request import backend_of, known_jobs, shown_cluster, shown_plan
-from harness.run import decide, live_jobs, retry_keys
 from harness.spent import spent
 from harness.stale import stale
 from harness.store import Store

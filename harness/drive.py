@@ -13,7 +13,7 @@ from harness import exits
 from harness.backends import Attempt, JobState
 from harness.backends.local import LocalBackend
 from harness.plan import Plan
-from harness.run import Decision, decide, live_jobs, ready
+from harness.reconcile import Decision, decide, live_jobs, ready
 from harness.store import Outcome, Store, read_table
 from harness.together import group_keys, open_attempts, split_into_jobs
 

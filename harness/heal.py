@@ -15,7 +15,7 @@ from harness.backends import Backend
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import FLAGS, profile_path
 from harness.plan import Plan
-from harness.run import live_jobs
+from harness.reconcile import live_jobs
 from harness.store import Store
 from harness.study import plan_name
 from methods.values import fingerprint

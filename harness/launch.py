@@ -16,8 +16,8 @@ from harness.backends.local import LocalBackend
 from harness.cluster import Cluster
 from harness.drive import LocalRun
 from harness.plan import Plan
+from harness.reconcile import Decision, decide, live_jobs, retry_keys
 from harness.request import asked_cluster, asked_plan, backend_of, known_jobs
-from harness.run import Decision, decide, live_jobs, retry_keys
 from harness.snapshot import snapshot
 from harness.store import Store
 from harness.study import plan_name

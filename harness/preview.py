@@ -10,7 +10,7 @@ from harness.backends import Attempt
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import Resources, minutes
 from harness.estimate import estimated_hours
-from harness.run import Decision
+from harness.reconcile import Decision
 from harness.stage import Stage
 
 UNKNOWN = "ATTEMPT"  # the attempt's id, which is drawn when it is submitted

@@ -11,8 +11,8 @@ from typing import cast
 import methods
 from harness.launch import provenance_of
 from harness.plan import Plan, make_plan
+from harness.reconcile import about_stage, decide, open_attempt
 from harness.request import parse_changes
-from harness.run import about_stage, decide, open_attempt
 from harness.store import Store
 from harness.study import Study, StudyRow, load_scale
 from harness.worker import run_attempt

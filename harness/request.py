@@ -15,7 +15,7 @@ from harness.backends import Backend, BackendUnavailable, JobState
 from harness.backends.local import LocalBackend
 from harness.cluster import FLAGS, Cluster, load_cluster, with_flags
 from harness.plan import Plan, make_plan
-from harness.run import live_jobs
+from harness.reconcile import live_jobs
 from harness.store import Store, read_table
 from harness.study import Study, load_scale, load_study
 from methods.errors import InputError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from harness.run import Decision
+from harness.reconcile import Decision
 from harness.stage import KINDS
 from harness.view import duration
 

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 
 from harness.provenance import CODE
-from harness.run import Decision
+from harness.reconcile import Decision
 from harness.stage import EVALUATIONS
 
 COMMON = ("methods/data/", "methods/engine/", "methods/parts/")

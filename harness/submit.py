@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.backends import Attempt, Backend, BackendRefused
 from harness.plan import Plan
-from harness.run import Decision, decide, live_jobs
+from harness.reconcile import Decision, decide, live_jobs
 from harness.store import Store
 from harness.together import group_keys, open_attempts, split_into_jobs
 

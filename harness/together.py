@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.backends import Attempt
 from harness.plan import Plan
-from harness.run import Decision, about_stage, open_attempt
+from harness.reconcile import Decision, about_stage, open_attempt
 from harness.stage import Stage
 from harness.store import Store
 from methods.pretrain import Pretraining

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.backends import JobState
 from harness.drive import Show
-from harness.run import ATTEMPTS, Decision, failures
+from harness.reconcile import ATTEMPTS, Decision, failures
 from harness.store import read_table
 from methods.engine.work import read_alarms, read_line
 from methods.errors import one_line

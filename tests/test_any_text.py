@@ -27,10 +27,10 @@ from harness.cluster import PROFILES, load_cluster
 from harness.liveness import state_of
 from harness.ownership import Ownership
 from harness.plan import make_plan
+from harness.reconcile import Decision, failures, live_jobs
 from harness.report.build import as_text, build
 from harness.report.source import StoreSource
 from harness.request import parse_changes
-from harness.run import Decision, failures, live_jobs
 from harness.stage import Stage, stage_record, task_from_record
 from harness.store import Outcome, Store
 from harness.study import SCALES, STUDIES, load_scale, load_study

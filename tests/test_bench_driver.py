@@ -14,7 +14,7 @@ from harness.bench import driver
 from harness.bench.table import read
 from harness.cli import main
 from harness.plan import make_plan
-from harness.run import about_stage
+from harness.reconcile import about_stage
 from harness.study import load_scale, load_study
 from methods.errors import InputError
 

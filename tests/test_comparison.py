@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from command_line import harness
 
-from harness.run import failures
+from harness.reconcile import failures
 from harness.store import Store
 
 MAE = ("run", "--scale", "tiny", "--methods", "mae", "--evals", "linear")

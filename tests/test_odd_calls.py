@@ -16,9 +16,9 @@ from filelock import FileLock
 
 from harness import cli, tracking
 from harness.plan import make_plan
+from harness.reconcile import Decision, about_stage
 from harness.report.build import build, write
 from harness.report.source import StoreSource
-from harness.run import Decision, about_stage
 from harness.stale import stale
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study

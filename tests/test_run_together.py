@@ -20,7 +20,7 @@ from milan_rows import ROWS
 from safetensors.torch import load_file
 
 from harness.plan import Plan, make_plan
-from harness.run import decide
+from harness.reconcile import decide
 from harness.store import Store
 from harness.study import load_scale, load_study
 from harness.submit import in_order

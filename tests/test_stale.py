@@ -9,7 +9,7 @@ import pytest
 
 import harness.stale
 from harness.plan import make_plan
-from harness.run import Decision, State
+from harness.reconcile import Decision, State
 from harness.stale import stale
 from harness.store import Outcome
 from harness.study import Study, load_scale

@@ -22,7 +22,7 @@ from harness.backends.local import LocalBackend
 from harness.cli import main
 from harness.drive import LocalRun
 from harness.plan import Plan, make_plan
-from harness.run import Decision, about_stage, decide, failures, live_jobs, open_attempt
+from harness.reconcile import Decision, about_stage, decide, failures, live_jobs, open_attempt
 from harness.stage import Stage
 from harness.store import Outcome, Store
 from harness.study import load_scale, load_study

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from harness.backends import JobState
-from harness.run import Decision, failures
+from harness.reconcile import Decision, failures
 from harness.spent import spent
 from harness.store import Outcome, write_json
 from harness.view import line, row, seconds_left

@@ -19,8 +19,8 @@ from typing import Any
 
 from harness.bench.table import keep
 from harness.plan import Plan, make_plan
+from harness.reconcile import about_stage
 from harness.report.markup import markdown_table
-from harness.run import about_stage
 from harness.store import Outcome, Store, write_json
 from harness.study import Study, StudyRow, load_scale, load_study, plan_name
 from methods.errors import InputError

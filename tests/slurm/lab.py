@@ -19,7 +19,7 @@ from harness.backends import BackendRefused, BackendUnavailable, JobState
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import Cluster
 from harness.plan import Plan, Row
-from harness.run import live_jobs
+from harness.reconcile import live_jobs
 from harness.stage import Stage
 from harness.store import Store
 from harness.submit import submit_plan

@@ -16,7 +16,7 @@ from milan_rows import ROWS
 from harness.backends.slurm import SlurmBackend
 from harness.cluster import load_cluster
 from harness.plan import make_plan
-from harness.run import decide, live_jobs
+from harness.reconcile import decide, live_jobs
 from harness.store import Store
 from harness.study import load_scale, load_study
 

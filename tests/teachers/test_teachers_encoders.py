@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from harness.plan import make_plan
-from harness.run import about_stage
+from harness.reconcile import about_stage
 from harness.study import Study, StudyRow, load_scale, load_study
 from methods.engine.work import Layout, Work
 from methods.errors import InputError, StageError
