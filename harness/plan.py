@@ -184,7 +184,7 @@ class _Builder:
         A part that the row swaps in comes before the scale, to be scaled like the others; then all
         of its changes, since a field that it names wins over the scale.
         """
-        own = changes_for("pretrain", changed)
+        own = changes_for("pretrain", changed, where)
         parts = {path: new for path, new in own.items() if isinstance(new, dict) and "type" in new}
         task = Pretraining(method=methods.get(name), data=self.scale.data, seed=seed)
         task = self.scaled("pretrain", with_fields(task, parts, where))
@@ -208,7 +208,8 @@ class _Builder:
         data = self.scale.segmentation_data if kind == "segmentation" else self.scale.data
         task = cls(encoder=encoder, data=data, seed=seed)
         task = with_fields(task, published.get(kind, {}), f"{where}, published {kind} protocol")
-        return with_fields(self.scaled(kind, task), changes_for(kind, changed), f"{where}.{kind}")
+        own = changes_for(kind, changed, where)
+        return with_fields(self.scaled(kind, task), own, f"{where}.{kind}")
 
     def scaled(self, kind: str, task: Any) -> Any:
         """The task with the scale over it; tasks that differ in the seed alone are scaled once."""
@@ -239,7 +240,7 @@ class _Builder:
             told = " is taught by ".join((*self.above, role))
             raise InputError(f"scale {self.scale.name}, {kind}s.{role}: {told}")
         task = _with_threads(known[role], self.scale.threads)
-        task = with_fields(task, changes_for(kind, changed), f"{where}.{kind}")
+        task = with_fields(task, changes_for(kind, changed, where), f"{where}.{kind}")
         self.above.append(role)
         if isinstance(task, PretrainedEncoder):
             stage = self.pretrained(role, task, changed)
@@ -295,12 +296,12 @@ def _with_threads(task: Any, threads: int) -> Any:
     return replace(task, threads=threads) if threads and has else task
 
 
-def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
+def changes_for(kind: str, changes: Mapping[str, Any], where: str = "") -> dict[str, Any]:
     """The changes that concern tasks of `kind`.
 
     `finetune.optimisation.epochs` is a field of that stage kind's task; a path that starts with no
     kind is a field of the method, and so of pretraining. Raises InputError for what a row is called
-    by: tables would go on to show the seed and the method that it had.
+    by: tables would go on to show the seed and the method that it had. where: of whom, for that.
     """
     found = {}
     for path, plain in changes.items():
@@ -311,7 +312,8 @@ def changes_for(kind: str, changes: Mapping[str, Any]) -> dict[str, Any]:
         elif kind == "pretrain":
             found[f"method.{path}"] = plain
     if "seed" in found and kind not in FROZEN:
-        raise InputError(f"{kind}.seed: cannot be set; seeds are the study's (--seeds 0,1,2)")
+        told = "cannot be set; seeds are the study's (--seeds 0,1,2)"
+        raise InputError(f"{where}.{kind}.seed: {told}")
     if "method.name" in found:
-        raise InputError("name: cannot be set; a method is named by its file")
+        raise InputError(f"{where}.method.name: cannot be set; a method is named by its file")
     return found

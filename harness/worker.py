@@ -89,6 +89,9 @@ def run_attempt(place: Path) -> None:
             _leave_stopped(stopped)
     if failed:
         sys.exit(1)
+    from methods.engine import distributed
+
+    distributed.close()  # NCCL wants a process to leave its ranks; after a failure one could wait
 
 
 class Try:

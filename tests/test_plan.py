@@ -88,8 +88,11 @@ def test_seeds_are_rows_that_share_the_frozen_networks() -> None:
     ("change", "told"),
     [
         ("decoder.dept=2", "unknown field (did you mean 'depth'?)"),
-        ("linear.seed=2", "linear.seed: cannot be set; seeds are the study's (--seeds 0,1,2)"),
-        ("name='x'", "name: cannot be set; a method is named by its file"),
+        (
+            "linear.seed=2",
+            "row milan.linear.seed: cannot be set; seeds are the study's (--seeds 0,1,2)",
+        ),
+        ("name='x'", "row milan.method.name: cannot be set; a method is named by its file"),
         ("encoder.width=-1", "width"),
         ("encoder.heads=5", "heads"),
         ("objectives.0.loss.type=Cosin", "Cosine"),
