@@ -120,13 +120,7 @@ def test_cluster_profiles(count: int, tmp_path: Path) -> None:
 def test_words_of_set(count: int) -> None:
     study, tiny = load_study("comparison"), load_scale("tiny")
     study = study.only(("mae", "milan"))
-    fields = (
-        "decoder.depth",
-        "encoder.width",
-        "optimisation.epochs",
-        "finetune.holdout",
-        "linear.seed",
-    )
+    fields = ("decoder.depth", "encoder.width", "optimisation.epochs", "linear.holdout", "knn.seed")
     others = ("masking", "objectives", "optimisation", "objectives.0.loss", "a..b", "=", "")
     paths = st.one_of(*(st.sampled_from(each) for each in (fields, fields, others)), st.text())
     values = (
