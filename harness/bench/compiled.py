@@ -17,6 +17,7 @@ from harness.bench.counting import SMALL
 from harness.bench.interval import ratio_interval
 from harness.bench.projection import Step, line
 from methods.engine.counts import Counter
+from methods.engine.drop_path import skip_dropped
 from methods.engine.execution import Compiler
 from methods.errors import InputError
 
@@ -99,6 +100,7 @@ class Turns:
 
     def __init__(self, network: nn.Module) -> None:
         self.backend = Backend()
+        skip_dropped(network)
         self.compiler = Compiler(network, _refuse, self.backend)
         if not self.compiler.on:
             raise InputError("--compile: the network has no blocks that are trained")

@@ -18,10 +18,12 @@ def skip_dropped(network: nn.Module) -> None:
     """Let timm's ViT and BEiT blocks in `network` skip the samples that they drop, in place.
 
     Stochastic depth (arXiv 1603.09382) as timm draws it, sample by sample: outputs and gradients
-    are those of `timm.layers.drop_path` but for rounding.
+    are those of `timm.layers.drop_path` but for rounding. It comes before compiling: a block whose
+    `forward` has been replaced is left alone.
     """
     for block in blocks(network):
-        if isinstance(block, (vision_transformer.Block, beit.Block)):
+        replaced = "forward" in vars(block)
+        if isinstance(block, (vision_transformer.Block, beit.Block)) and not replaced:
             block.forward = partial(_forward, block)  # type: ignore[method-assign]
 
 
