@@ -89,9 +89,10 @@ def run_attempt(place: Path) -> None:
             _leave_stopped(stopped)
     if failed:
         sys.exit(1)
-    from methods.engine import distributed
+    if tries:  # a job that had nothing to do has not imported torch
+        from methods.engine import distributed
 
-    distributed.close()  # NCCL wants a process to leave its ranks; after a failure one could wait
+        distributed.close()  # NCCL wants a process to leave its ranks; after a failure it may hang
 
 
 class Try:

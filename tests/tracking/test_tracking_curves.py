@@ -48,9 +48,7 @@ def test_steps_done_again_after_a_kill_are_there_once(store: Store) -> None:
 
 
 def test_a_stage_begun_afresh_with_other_values_is_no_mixture(store: Store) -> None:
-    make.write_plan(store.root)
-    folder = make.write_stage(store.root, "pretrain")
-    make.write_curve(folder, 1, 20)
+    folder = make.write_pretraining(store.root, 20)
     tracking.sync(store)
     (folder / "metrics.jsonl").unlink()
     make.write_curve(folder, 1, 15, late=900, scale=3.0)
@@ -62,9 +60,7 @@ def test_a_stage_begun_afresh_with_other_values_is_no_mixture(store: Store) -> N
 
 
 def test_metrics_logged_at_one_step_in_two_lines_all_arrive(store: Store) -> None:
-    make.write_plan(store.root)
-    folder = make.write_stage(store.root, "pretrain")
-    make.write_curve(folder, 1, 5)
+    folder = make.write_pretraining(store.root, 5)
     mirror = tracking.Mirror(store, "comparison")
     mirror.once()
     with (folder / "metrics.jsonl").open("a") as file:
@@ -76,9 +72,7 @@ def test_metrics_logged_at_one_step_in_two_lines_all_arrive(store: Store) -> Non
 
 def test_an_evaluation_under_the_training_s_names_is_no_redone_step(store: Store) -> None:
     """Both values of the last step arrive, each once: live, later, and done again after a kill."""
-    make.write_plan(store.root)
-    folder = make.write_stage(store.root, "pretrain")
-    make.write_curve(folder, 1, 5)
+    folder = make.write_pretraining(store.root, 5)
     mirror = tracking.Mirror(store, "comparison")
     mirror.once()
     key = make.KEYS["pretrain"]

@@ -31,9 +31,7 @@ def test_a_second_sync_changes_nothing(store: Store) -> None:
 
 def test_a_lost_database_is_rebuilt_from_the_store(store: Store) -> None:
     """Also by a mirror that was at work when the file was deleted, in its next pass."""
-    make.write_plan(store.root)
-    folder = make.write_stage(store.root, "pretrain")
-    make.write_curve(folder, 1, 5)
+    folder = make.write_pretraining(store.root, 5)
     mirror = tracking.Mirror(store, "comparison")
     first = mirror.once()
     (store.root / "mlflow.db").unlink()

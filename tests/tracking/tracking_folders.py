@@ -151,6 +151,14 @@ def write_owner(folder: Path, pid: int, host: str, attempt: str = "1") -> None:
     write_json(folder / "owner.json", {"pid": pid, "host": host, "attempt": attempt, "token": "t"})
 
 
+def write_pretraining(root: Path, steps: int) -> Path:
+    """A plan of whose stages the pretraining alone has begun, so many updates long; its folder."""
+    write_plan(root)
+    folder = write_stage(root, "pretrain")
+    write_curve(folder, 1, steps)
+    return folder
+
+
 def write_done(root: Path) -> None:
     """A whole study, finished."""
     write_plan(root)
